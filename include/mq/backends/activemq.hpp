@@ -1,0 +1,206 @@
+/// @file activemq.hpp
+/// ActiveMQ Classic and ActiveMQ Artemis over AMQP 1.0, by Qpid Proton: including this header makes
+/// `activemq://`, `activemqs://`, `artemis://` and `artemiss://` brokers available. The only header
+/// that includes the client library.
+///
+/// **URL.** `artemis://USER:PASSWORD@HOST:PORT,HOST:PORT`, ports 5672 and 5671 (by TLS). Several hosts
+/// are tried in turn. **Options** are those of mq::activemq::Options, by the same names, and
+/// tls.verify, tls.ca, tls.cert and tls.key.
+///
+/// **Addresses.** With Classic, `NAME` is the virtual topic `topic://VirtualTopic.NAME` (option
+/// topic_name), and a group the queue `Consumer.GROUP.VirtualTopic.NAME` (queue_name) that it feeds.
+/// With Artemis, `NAME` is a multicast address, and a group a shared durable subscription of the name
+/// `NAME.GROUP` (subscription_name), which JMS clients without a client id share. `queue://NAME` is one
+/// queue, which every group reads; `topic://NAME` a topic of exactly that name. Brokers make what is
+/// missing, as they are configured to.
+///
+/// **Messages** are durable. Their body is one data section, which JMS clients read as a BytesMessage
+/// or, with a content type that is text, a TextMessage. The key is the group-id, JMSXGroupID. Headers
+/// are application properties, and all are texts: a number or truth value of another program is
+/// received as text. The order of headers, a name that occurs twice, and values that are no text are
+/// kept in the property mq-headers, and reply_to as it was sent in mq-reply-to.
+///
+/// **Outcomes.** A broker that rejects or releases a message does not have it: kRefused, not sent.
+/// Neither broker reports that no queue takes a message.
+///
+/// **Redelivery.** A message counts as redelivered by the broker's delivery-count. Neither broker
+/// counts what a consumer that was closed in good order had not settled.
+///
+/// **Backlog.** Artemis is asked by its management address, activemq.management, which the user needs
+/// the permission `manage` for; Classic by its statisticsBrokerPlugin, which must be configured. Both
+/// count what is delivered and not settled, wherever, so that the answer is exact.
+#pragma once
+
+#include <mq/backend.hpp>
+#include <mq/backends/activemq/consuming.hpp>
+#include <mq/backends/activemq/options.hpp>
+#include <mq/backends/activemq/publishing.hpp>
+#include <mq/backends/activemq/topology.hpp>
+
+#include <algorithm>
+#include <exception>
+#include <map>
+#include <memory>
+#include <string>
+#include <utility>
+#include <vector>
+
+namespace mq::activemq {
+namespace detail {
+
+class DestinationPublisher final : public backend::Publisher {
+public:
+    DestinationPublisher(PublishingLoop& loop, Route* route) : loop_(loop), route_(route) {}
+
+    void Publish(std::unique_ptr<backend::Publication> publication) noexcept override {
+        loop_.Submit(std::move(publication), route_);
+    }
+
+private:
+    PublishingLoop& loop_;
+    Route* route_;
+};
+
+}  // namespace detail
+
+/// One ActiveMQ: a publishing and a consuming connection with a thread each, made when first needed.
+class Backend final : public backend::Backend {
+public:
+    /// @throws Error (kConfig) where an option is wrong, (kInternal) where the process has no file
+    /// descriptors left.
+    explicit Backend(backend::Context context)
+        : settings_(MakeSettings(std::move(context))), publishing_(settings_), consuming_(settings_) {
+        if (UsesTls(settings_->context.url) && !settings_->options.tls_verify) {
+            settings_->context.log(
+                LogLevel::kWarning,
+                settings_->broker + ": tls.verify is off: anybody can pretend to be this broker");
+        }
+    }
+
+    Backend(const Backend&) = delete;
+    Backend& operator=(const Backend&) = delete;
+    ~Backend() override { Close(backend::Clock::now()); }
+
+    std::unique_ptr<backend::Publisher> MakePublisher(
+        std::shared_ptr<const backend::Destination> destination) override {
+        return std::make_unique<detail::DestinationPublisher>(
+            publishing_, publishing_.RouteTo(std::move(destination)));
+    }
+
+    std::unique_ptr<backend::Consumer> Subscribe(backend::Subscribing subscribing,
+                                                 std::shared_ptr<backend::Receiver> receiver) override {
+        return consuming_.Subscribe(std::move(subscribing), std::move(receiver));
+    }
+
+    backend::Listening CheckListening(const backend::Destination& destination, const std::string& group,
+                                      backend::Clock::time_point deadline) noexcept override;
+
+    backend::Backlog CheckBacklog(const backend::Destination& destination, const std::string& group,
+                                  backend::Clock::time_point deadline) noexcept override;
+
+    void Close(backend::Clock::time_point deadline) noexcept override {
+        publishing_.Close(deadline);
+        consuming_.Close();
+    }
+
+private:
+    static std::shared_ptr<const detail::Settings> MakeSettings(backend::Context context) {
+        detail::Settings settings;
+        std::vector<ConfigProblem> problems = Check(context.url, context.options);
+        if (!problems.empty()) {
+            throw Error(ErrorCode::kConfig, problems.front().key + ": " + problems.front().text);
+        }
+        settings.options = ReadOptions(context.url, context.options, problems);
+        settings.flavor = FlavorOf(context.url);
+        settings.broker = std::string{ToString(settings.flavor)} + " \"" + context.name + "\"";
+        settings.context = std::move(context);
+        return std::make_shared<const detail::Settings>(std::move(settings));
+    }
+
+    // What the broker says of the queue of a group.
+    detail::Inquiry::Answer Ask(const std::string& queue, backend::Clock::time_point deadline);
+
+    const std::shared_ptr<const detail::Settings> settings_;
+    detail::PublishingLoop publishing_;
+    detail::ConsumingLoop consuming_;
+};
+
+// A client that only publishes asks by its publishing connection, and one that does neither connects
+// now.
+inline detail::Inquiry::Answer Backend::Ask(const std::string& queue,
+                                            backend::Clock::time_point deadline) {
+    const bool publishes_only = !consuming_.Started() && publishing_.Started();
+    if (!consuming_.Started() && !publishing_.Started()) consuming_.Start();
+    detail::Mailbox& mailbox = publishes_only ? publishing_.Questions() : consuming_.Questions();
+    // A little earlier than the caller's patience ends, so that silence is told by who knows the
+    // reason.
+    const auto now = backend::Clock::now();
+    const auto inquiry =
+        std::make_shared<detail::Inquiry>(queue, now + (std::max(deadline, now) - now) / 10 * 9);
+    if (!mailbox.Ask(inquiry)) {
+        inquiry->Fail(
+            {ErrorCode::kUnavailable,
+             settings_->broker + ": there is no connection to ask by: " + mailbox.WhyNotConnected(),
+             {}});
+    }
+    if (auto answer = inquiry->Wait(deadline)) return *std::move(answer);
+    detail::Inquiry::Answer silence;
+    silence.failure =
+        Failure{ErrorCode::kTimeout, settings_->broker + ": no answer before the deadline", {}};
+    return silence;
+}
+
+inline backend::Listening Backend::CheckListening(const backend::Destination& destination,
+                                                  const std::string& group,
+                                                  backend::Clock::time_point deadline) noexcept {
+    using Answer = backend::Listening::Answer;
+    try {
+        if (group.empty()) {
+            if (consuming_.Consumes(destination.address)) return {Answer::kYes, {}};
+            return {Answer::kUnknown, settings_->broker + " cannot tell which groups there are for " +
+                                          destination.address + ": name them in the topic's `groups`"};
+        }
+        const Topology topology{destination, settings_->flavor, settings_->options};
+        const std::string queue = topology.SourceOf(group).queue;
+        const auto answer = Ask(queue, deadline);
+        if (answer.failure) return {Answer::kUnknown, answer.failure->text};
+        if (answer.queue && answer.queue->consumers > 0) return {Answer::kYes, {}};
+        return {Answer::kNo,
+                settings_->broker +
+                    (answer.queue ? ": nobody consumes the queue " : ": there is no queue ") + queue +
+                    " of the group " + group};
+    } catch (const std::exception& error) {
+        return {Answer::kUnknown, error.what()};
+    }
+}
+
+inline backend::Backlog Backend::CheckBacklog(const backend::Destination& destination,
+                                              const std::string& group,
+                                              backend::Clock::time_point deadline) noexcept {
+    using Answer = backend::Backlog::Answer;
+    backend::Backlog backlog;
+    try {
+        const Topology topology{destination, settings_->flavor, settings_->options};
+        const auto answer = Ask(topology.SourceOf(group).queue, deadline);
+        if (answer.failure) {
+            backlog.reason = answer.failure->text;
+            return backlog;
+        }
+        backlog.messages = answer.queue ? answer.queue->messages : 0;
+        backlog.answer = backlog.messages > 0 ? Answer::kNotDrained : Answer::kDrained;
+        backlog.exact = true;
+    } catch (const std::exception& error) {
+        backlog.reason = error.what();
+    }
+    return backlog;
+}
+
+inline std::unique_ptr<backend::Backend> MakeBackend(backend::Context context) {
+    return std::make_unique<Backend>(std::move(context));
+}
+
+/// Makes the kind available to every program that includes this header.
+inline const bool kRegistered = backend::Registry::Instance().Add(
+    {"activemq", {"activemq", "activemqs", "artemis", "artemiss"}, &Check, &MakeBackend});
+
+}  // namespace mq::activemq

@@ -1,0 +1,276 @@
+/// @file inquirer.hpp
+/// Asks the broker about a queue over the connection that there is: Artemis's management address, and
+/// the statistics plugin of ActiveMQ Classic, by request and reply.
+#pragma once
+
+#include <mq/backends/activemq/codec.hpp>
+#include <mq/backends/activemq/dial.hpp>
+#include <mq/backends/activemq/failure.hpp>
+#include <mq/backends/activemq/management.hpp>
+#include <mq/backends/activemq/options.hpp>
+#include <mq/backends/activemq/proton.hpp>
+
+#include <algorithm>
+#include <chrono>
+#include <condition_variable>
+#include <cstdint>
+#include <exception>
+#include <map>
+#include <memory>
+#include <mutex>
+#include <optional>
+#include <string>
+#include <utility>
+#include <vector>
+
+namespace mq::activemq::detail {
+
+/// A question about one queue, and its answer. Thread-safe.
+class Inquiry {
+public:
+    struct Answer {
+        std::optional<Failure> failure = {};   ///< Why there is no answer.
+        std::optional<QueueState> queue = {};  ///< Nothing: there is no such queue.
+    };
+
+    Inquiry(std::string queue_name, Clock::time_point until)
+        : queue(std::move(queue_name)), deadline(until) {}
+
+    const std::string queue;
+    const Clock::time_point deadline;  ///< When the broker must have answered.
+
+    void Finish(Answer answer) {
+        const std::lock_guard lock{mutex_};
+        if (!answer_) answer_ = std::move(answer);
+        finished_.notify_all();
+    }
+
+    void Fail(Failure failure) { Finish({std::move(failure), {}}); }
+
+    /// Blocks until the answer is there, at most until the time given; nothing then.
+    std::optional<Answer> Wait(Clock::time_point until) {
+        std::unique_lock lock{mutex_};
+        finished_.wait_until(lock, until, [this] { return answer_.has_value(); });
+        return answer_;
+    }
+
+private:
+    std::mutex mutex_ = {};  // guards answer_
+    std::condition_variable finished_ = {};
+    std::optional<Answer> answer_ = {};
+};
+
+/// The questions of one connection. Its links are made with the first of them. Of the I/O thread alone.
+class Inquirer {
+public:
+    Inquirer(Flavor flavor, std::string broker) : flavor_(flavor), broker_(std::move(broker)) {}
+
+    [[nodiscard]] bool Owns(const proton::sender& sender) const { return sender == sender_; }
+    [[nodiscard]] bool Owns(const proton::receiver& receiver) const { return receiver == receiver_; }
+
+    void Ask(const proton::connection& connection, std::shared_ptr<Inquiry> inquiry) {
+        if (Clock::now() < silent_until_) return inquiry->Fail({ErrorCode::kTimeout, Silence(), {}});
+        next_deadline_ = std::min(next_deadline_, inquiry->deadline);
+        open_.emplace(next_number_++, Question{std::move(inquiry), false});
+        if (!asking_) OpenLinks(connection);
+        SendAll();
+    }
+
+    void OnReceiverOpen() {
+        reply_to_ = receiver_.source().address();
+        SendAll();
+    }
+
+    void OnSendable() { SendAll(); }
+
+    void OnReply(const proton::message& message) {
+        try {
+            if (flavor_ == Flavor::kArtemis) {
+                OnArtemisReply(message);
+            } else {
+                OnStatistics(message);
+            }
+        } catch (const std::exception& error) {
+            FailAll({ErrorCode::kUnavailable,
+                     broker_ + ": its answer about a queue cannot be read: " + error.what(),
+                     {}});
+        }
+    }
+
+    /// A question was not taken.
+    void OnRejected() {
+        FailAll({ErrorCode::kAccessDenied,
+                 broker_ + ": the broker refuses questions about its queues to " + Address(),
+                 {}});
+    }
+
+    /// One of the links is gone, which the broker may not let us have.
+    void OnGone(const std::optional<Failure>& why) {
+        // The other one with it; the end of either is then no news any more.
+        if (!!sender_) sender_.close();
+        if (!!receiver_) receiver_.close();
+        Forget();
+        FailAll(why.value_or(Failure{
+            ErrorCode::kUnavailable, broker_ + ": the link to " + Address() + " was closed", {}}));
+    }
+
+    void Down(const Failure& failure) {
+        silent_until_ = {};
+        Forget();
+        FailAll(failure);
+    }
+
+    /// When Expire has something to do.
+    [[nodiscard]] Clock::time_point NextDeadline() const noexcept { return next_deadline_; }
+
+    /// Gives up the questions that nobody waits for any more.
+    void Expire(Clock::time_point now) {
+        if (now < next_deadline_) return;
+        next_deadline_ = Clock::time_point::max();
+        for (auto question = open_.begin(); question != open_.end();) {
+            if (question->second.inquiry->deadline > now) {
+                next_deadline_ = std::min(next_deadline_, question->second.inquiry->deadline);
+                ++question;
+                continue;
+            }
+            // Without the plugin, Classic keeps each question as a message, in a queue of its own.
+            if (flavor_ == Flavor::kClassic && question->second.sent) silent_until_ = now + kSilence;
+            question->second.inquiry->Fail({ErrorCode::kTimeout, Silence(), {}});
+            question = open_.erase(question);
+        }
+    }
+
+private:
+    struct Question {
+        std::shared_ptr<Inquiry> inquiry = {};
+        bool sent = false;
+    };
+
+    static constexpr int kReplies = 100;
+    // How long a broker that has not answered is not asked again.
+    static constexpr std::chrono::seconds kSilence{30};
+
+    [[nodiscard]] std::string Address() const {
+        return flavor_ == Flavor::kArtemis ? "activemq.management" : "ActiveMQ.Statistics";
+    }
+
+    [[nodiscard]] std::string Silence() const {
+        return broker_ + ": no answer from " + Address() +
+               (flavor_ == Flavor::kArtemis ? ""
+                                            : ": does the broker have its statisticsBrokerPlugin?");
+    }
+
+    void OpenLinks(proton::connection connection) {
+        asking_ = true;
+        proton::source_options temporary;
+        temporary.dynamic(true);
+        proton::receiver_options replies;
+        replies.source(temporary).auto_accept(true).credit_window(kReplies);
+        receiver_ = connection.open_receiver({}, replies);
+        proton::target_options target;
+        if (flavor_ == Flavor::kArtemis) {
+            target.address("activemq.management");
+        } else {
+            // Without an address: opening a link to each statistics address would make a queue of it.
+            target.anonymous(true);
+        }
+        sender_ = connection.open_sender({}, proton::sender_options{}.target(target));
+    }
+
+    void Forget() {
+        asking_ = false;
+        reply_to_.clear();
+        sender_ = {};
+        receiver_ = {};
+    }
+
+    void FailAll(const Failure& failure) {
+        for (auto& [number, question] : std::exchange(open_, {})) question.inquiry->Fail(failure);
+        next_deadline_ = Clock::time_point::max();
+    }
+
+    void SendAll() {
+        if (reply_to_.empty()) return;
+        for (auto& [number, question] : open_) {
+            // Two messages for each, with Classic.
+            if (question.sent || sender_.credit() < 2) continue;
+            question.sent = true;
+            if (flavor_ == Flavor::kArtemis) {
+                AskArtemis(number, question.inquiry->queue);
+            } else {
+                Request("queue://ActiveMQ.Statistics.Destination." + question.inquiry->queue,
+                        "q" + std::to_string(number));
+                // Answered behind the other one, which is not answered at all where there is no queue.
+                Request("queue://ActiveMQ.Statistics.Broker", "b" + std::to_string(number));
+            }
+        }
+    }
+
+    void Request(const std::string& to, const std::string& correlation) {
+        proton::message request;
+        request.to(to);
+        request.reply_to(reply_to_);
+        request.correlation_id(correlation);
+        // Where nobody answers it, it must not lie there for ever.
+        request.ttl(proton::duration::MINUTE);
+        request.body() = proton::binary{};
+        request.inferred(true);
+        sender_.send(request);
+    }
+
+    void AskArtemis(std::uint64_t number, const std::string& queue) {
+        proton::message request;
+        request.reply_to(reply_to_);
+        request.correlation_id(std::to_string(number));
+        request.properties().put("_AMQ_ResourceName", std::string{"broker"});
+        request.properties().put("_AMQ_OperationName", std::string{"listQueues"});
+        request.body() = QueueListArguments(queue);
+        sender_.send(request);
+    }
+
+    void OnArtemisReply(const proton::message& message) {
+        const std::string id = TextOf(message.correlation_id());
+        const auto question = open_.find(std::stoull(id));
+        if (question == open_.end()) return;
+        const std::string body = TextOf(message.body());
+        const proton::scalar succeeded = message.properties().get("_AMQ_OperationSucceeded");
+        if (succeeded.type() != proton::BOOLEAN || !proton::get<bool>(succeeded)) {
+            question->second.inquiry->Fail(
+                {ErrorCode::kRefused, broker_ + ": activemq.management answers " + body, {}});
+        } else {
+            question->second.inquiry->Finish(
+                {{}, ReadQueueList(body, question->second.inquiry->queue)});
+        }
+        open_.erase(question);
+    }
+
+    void OnStatistics(const proton::message& message) {
+        const std::string id = TextOf(message.correlation_id());
+        if (id.size() < 2) return;
+        const auto question = open_.find(std::stoull(id.substr(1)));
+        if (question == open_.end()) return;
+        Inquiry::Answer answer;
+        if (id.front() == 'q') {
+            std::map<std::string, proton::value> said;
+            proton::get(message.body(), said);
+            // Of the queue itself: a name could also be a pattern of several.
+            answer.queue = QueueState{proton::coerce<std::uint64_t>(said.at("size")),
+                                      proton::coerce<std::uint64_t>(said.at("consumerCount"))};
+        }
+        question->second.inquiry->Finish(std::move(answer));
+        open_.erase(question);
+    }
+
+    const Flavor flavor_;
+    const std::string broker_;
+    bool asking_ = false;
+    proton::sender sender_ = {};
+    proton::receiver receiver_ = {};
+    std::string reply_to_ = {};
+    std::map<std::uint64_t, Question> open_ = {};
+    std::uint64_t next_number_ = 1;
+    Clock::time_point next_deadline_ = Clock::time_point::max();
+    Clock::time_point silent_until_ = {};
+};
+
+}  // namespace mq::activemq::detail

@@ -1,0 +1,365 @@
+/// @file kafka.hpp
+/// The adapter for Apache Kafka (schemes kafka and kafkas) over librdkafka's C API. A topic is a Kafka
+/// topic, a group is a group.id, and the key is the record's key. The parts are in kafka/; those that
+/// need no librdkafka do not include it.
+///
+/// **Handles and threads.** A client has, for each Kafka broker of its config and only from their first
+/// use on: one producer with one thread that serves delivery reports; one consumer with one thread for
+/// each group (a second subscription of the same group to the same topic gets a consumer of its own);
+/// and one handle with one thread that creates topics and answers questions. Each handle has threads of
+/// librdkafka's own, which grow with the brokers of the cluster.
+///
+/// **On the wire.** The body is the record's value, the key its key (none where empty), headers are
+/// headers in their order, the timestamp is the record's. What Kafka has no field for are the headers
+/// mq-id, mq-content-type, mq-correlation-id, mq-reply-to, and mq-possible-duplicate on a message that
+/// was sent again. A record without a value (a tombstone) is received with an empty body.
+///
+/// **Redelivered** is known only where this client has received the offset before for the group, or the
+/// sender has marked the message: Kafka itself keeps no such mark.
+#pragma once
+
+#include <mq/backend.hpp>
+#include <mq/backends/kafka/admin.hpp>
+#include <mq/backends/kafka/group_consumer.hpp>
+#include <mq/backends/kafka/handle.hpp>
+#include <mq/backends/kafka/options.hpp>
+#include <mq/backends/kafka/publisher.hpp>
+#include <mq/backends/kafka/sender.hpp>
+#include <mq/backends/kafka/stream.hpp>
+
+#include <librdkafka/rdkafka.h>
+
+#include <algorithm>
+#include <chrono>
+#include <cstddef>
+#include <cstdint>
+#include <exception>
+#include <map>
+#include <memory>
+#include <mutex>
+#include <set>
+#include <string>
+#include <string_view>
+#include <utility>
+#include <vector>
+
+namespace mq::kafka {
+namespace detail {
+
+/// What this process itself knows of a topic in a group: its own subscriptions.
+struct Own {
+    bool active = false;  ///< One of them is delivered to.
+    std::map<std::int32_t, Partition::Progress> progress = {};
+};
+
+class Backend final : public backend::Backend {
+public:
+    explicit Backend(std::shared_ptr<const Broker> broker)
+        : broker_(std::move(broker)), admin_(broker_), sender_(broker_) {
+        const Url& url = broker_->context.url;
+        if (url.scheme == "kafka" && !url.user.empty()) {
+            broker_->Log(LogLevel::kWarning,
+                         "the password goes over the network in the clear: use kafkas://");
+        }
+    }
+
+    ~Backend() override {
+        Close(Clock::now());
+        for (const auto& group : Groups()) group->End();
+        admin_.Close();
+    }
+
+    std::unique_ptr<backend::Publisher> MakePublisher(
+        std::shared_ptr<const backend::Destination> destination) override {
+        CheckAddress(*destination);
+        return std::make_unique<Publisher>(broker_, sender_, admin_, std::move(destination));
+    }
+
+    std::unique_ptr<backend::Consumer> Subscribe(backend::Subscribing subscribing,
+                                                 std::shared_ptr<backend::Receiver> receiver) override {
+        CheckAddress(*subscribing.destination);
+        if (subscribing.group.empty()) {
+            throw Error{ErrorCode::kInvalidArgument, broker_->Text("a Kafka group needs a name")};
+        }
+        const std::lock_guard lock{mutex_};
+        std::erase_if(groups_, [](const auto& group) { return group->Ended(); });
+        auto& received = received_[{subscribing.group, subscribing.destination->address}];
+        if (received == nullptr) received = std::make_shared<Received>();
+        std::set<std::size_t> indices;
+        for (const auto& group : groups_) {
+            if (group->group() != subscribing.group) continue;
+            if (auto stream = group->TryAdd(subscribing, receiver, received)) {
+                return std::make_unique<Consumer>(group, std::move(stream));
+            }
+            indices.insert(group->index());
+        }
+        std::size_t index = 0;
+        while (indices.contains(index)) ++index;
+        auto group = std::make_shared<GroupConsumer>(broker_, admin_, subscribing.group, index);
+        auto stream = group->TryAdd(subscribing, receiver, received);
+        groups_.push_back(group);
+        return std::make_unique<Consumer>(std::move(group), std::move(stream));
+    }
+
+    backend::Listening CheckListening(const backend::Destination& destination, const std::string& group,
+                                      Clock::time_point deadline) noexcept override {
+        using Answer = backend::Listening::Answer;
+        try {
+            if (AskOwn(destination.address, group).active) return {Answer::kYes, {}};
+            return group.empty() ? AnyListening(destination.address, deadline)
+                                 : GroupListening(destination.address, group, deadline);
+        } catch (const std::exception& error) {
+            return {Answer::kUnknown, error.what()};
+        }
+    }
+
+    backend::Backlog CheckBacklog(const backend::Destination& destination, const std::string& group,
+                                  Clock::time_point deadline) noexcept override {
+        try {
+            return Backlog(destination.address, group, deadline);
+        } catch (const std::exception& error) {
+            return {backend::Backlog::Answer::kUnknown, 0, false, error.what(), {}};
+        }
+    }
+
+    void Close(Clock::time_point deadline) noexcept override { sender_.Close(deadline); }
+
+private:
+    /// How old the number of a topic's partitions may be in an answer that is asked for again soon.
+    static constexpr milliseconds kMetadataAge{1000};
+    /// How long it is believed that no group listens.
+    static constexpr milliseconds kNobodyAge{1000};
+
+    void CheckAddress(const backend::Destination& destination) const {
+        if (IsTopicName(destination.address)) return;
+        throw Error{ErrorCode::kInvalidArgument,
+                    broker_->Text("'" + destination.address +
+                                  "' is not the name of a Kafka topic: up to 249 letters, digits, "
+                                  "'.', '_' and '-'")};
+    }
+
+    [[nodiscard]] std::vector<std::shared_ptr<GroupConsumer>> Groups() const {
+        const std::lock_guard lock{mutex_};
+        return groups_;
+    }
+
+    /// An empty group stands for any.
+    [[nodiscard]] Own AskOwn(const std::string& address, const std::string& group) const {
+        Own own;
+        for (const auto& member : Groups()) {
+            if (!group.empty() && member->group() != group) continue;
+            const auto streams = member->Streams();
+            const auto stream = streams.find(address);
+            if (stream == streams.end()) continue;
+            own.active =
+                own.active || (!stream->second->Stopped() &&
+                               stream->second->State().phase == backend::ConsumerState::Phase::kActive);
+            for (const auto& [number, partition] : stream->second->Partitions()) {
+                own.progress[number] = partition->GetProgress();
+            }
+        }
+        return own;
+    }
+
+    backend::Listening GroupListening(const std::string& address, const std::string& group,
+                                      Clock::time_point deadline) {
+        using Answer = backend::Listening::Answer;
+        try {
+            switch (admin_.Describe(group, address, deadline)) {
+                case Admin::Membership::kListening: return {Answer::kYes, {}};
+                case Admin::Membership::kRebalancing:
+                    return {Answer::kUnknown, "group '" + group + "' is rebalancing"};
+                case Admin::Membership::kNone: break;
+            }
+            return {Answer::kNo,
+                    "no member of group '" + group + "' has a partition of '" + address + "'"};
+        } catch (const Error& error) {
+            if (error.code() != ErrorCode::kUnsupported) throw;
+        }
+        // A broker that cannot describe groups: who has committed everywhere has been there.
+        const auto count = admin_.PartitionCount(address, deadline, kMetadataAge);
+        if (!count) return {Answer::kNo, "there is no topic '" + address + "'"};
+        const auto committed = admin_.Committed(group, address, *count, deadline);
+        const bool all = std::all_of(committed.begin(), committed.end(),
+                                     [](std::int64_t offset) { return offset >= 0; });
+        if (all) return {Answer::kYes, {}};
+        return {Answer::kNo, "group '" + group +
+                                 "' has not committed a position in every partition of '" + address +
+                                 "'"};
+    }
+
+    backend::Listening AnyListening(const std::string& address, Clock::time_point deadline) {
+        using Answer = backend::Listening::Answer;
+        std::vector<std::string> candidates;
+        {
+            const std::lock_guard lock{mutex_};
+            const auto known = listeners_.find(address);
+            if (known != listeners_.end()) {
+                const bool nobody = known->second.group.empty();
+                if (nobody && Clock::now() - known->second.asked < kNobodyAge) {
+                    return {Answer::kNo, Nobody(address)};
+                }
+                if (!nobody) candidates.push_back(known->second.group);
+            }
+        }
+        for (const std::string& group : admin_.Groups(deadline)) candidates.push_back(group);
+        bool unsure = false;
+        for (const std::string& group : candidates) {
+            backend::Listening answer = GroupListening(address, group, deadline);
+            if (answer.answer == Answer::kYes) {
+                const std::lock_guard lock{mutex_};
+                listeners_[address] = {group, Clock::now()};
+                return answer;
+            }
+            unsure = unsure || answer.answer == Answer::kUnknown;
+        }
+        if (unsure) return {Answer::kUnknown, "a group is rebalancing"};
+        const std::lock_guard lock{mutex_};
+        listeners_[address] = {{}, Clock::now()};
+        return {Answer::kNo, Nobody(address)};
+    }
+
+    static std::string Nobody(const std::string& address) {
+        return "no group has a member with a partition of '" + address + "'";
+    }
+
+    backend::Backlog Backlog(const std::string& address, const std::string& group,
+                             Clock::time_point deadline) {
+        using Answer = backend::Backlog::Answer;
+        const auto count = admin_.PartitionCount(address, deadline, kMetadataAge);
+        const auto not_drained = [](const Lag& lag) {
+            backend::Backlog backlog{Answer::kNotDrained, lag.messages, true, {}, {}};
+            backlog.known = lag.known_group;
+            return backlog;
+        };
+        if (count) {
+            const Lag lag = LagOf(address, group, *count, deadline);
+            if (lag.messages > 0) return not_drained(lag);
+        }
+        // Before it counts for drained: there may be partitions that were not there a moment ago.
+        const auto now = admin_.PartitionCount(address, deadline);
+        if (now && now != count) {
+            const Lag lag = LagOf(address, group, *now, deadline);
+            if (lag.messages > 0) return not_drained(lag);
+        }
+        return {Answer::kDrained, 0, true, {}, {}};
+    }
+
+    /// What is between a group's position and the end, over all partitions.
+    struct Lag {
+        std::uint64_t messages = 0;
+        bool known_group = true;  ///< It has a position in some partition.
+    };
+
+    Lag LagOf(const std::string& address, const std::string& group, int count,
+              Clock::time_point deadline) {
+        const auto ends = admin_.Watermarks(address, count, RD_KAFKA_OFFSET_END, deadline);
+        auto positions = admin_.Committed(group, address, count, deadline);
+        // What is settled here and not committed yet is no less settled. Asked for last, and so no
+        // older than the ends.
+        const Own own = AskOwn(address, group);
+        bool behind = false;
+        for (std::size_t i = 0; i < ends.size(); ++i) {
+            const auto mine = own.progress.find(static_cast<std::int32_t>(i));
+            if (mine != own.progress.end()) {
+                positions[i] = std::max(positions[i], mine->second.position.value_or(-1));
+            }
+            behind = behind || positions[i] < ends[i];
+        }
+        if (!behind) return {};
+        // What retention has deleted is not left either.
+        const auto begins = admin_.Watermarks(address, count, RD_KAFKA_OFFSET_BEGINNING, deadline);
+        Lag lag;
+        lag.known_group = std::any_of(positions.begin(), positions.end(),
+                                      [](std::int64_t position) { return position >= 0; });
+        for (std::size_t i = 0; i < ends.size(); ++i) {
+            const auto mine = own.progress.find(static_cast<std::int32_t>(i));
+            const bool known = mine != own.progress.end() && mine->second.position;
+            lag.messages += known ? LeftOf(mine->second, ends[i])
+                                  : Distance(std::max(positions[i], begins[i]), ends[i]);
+        }
+        return lag;
+    }
+
+    static std::uint64_t Distance(std::int64_t from, std::int64_t to) {
+        return to > from ? static_cast<std::uint64_t>(to - from) : 0;
+    }
+
+    // A partition of our own: what is out, and what has not been received.
+    static std::uint64_t LeftOf(const Partition::Progress& progress, std::int64_t end) {
+        return progress.unsettled + Distance(progress.end, end);
+    }
+
+    /// A group that was seen listening to a topic; empty where none was.
+    struct Listener {
+        std::string group = {};
+        Clock::time_point asked = {};
+    };
+
+    const std::shared_ptr<const Broker> broker_;
+    Admin admin_;
+    Sender sender_;
+
+    mutable std::mutex mutex_ = {};  // guards everything below
+    std::vector<std::shared_ptr<GroupConsumer>> groups_ = {};
+    // By group and address, for as long as the client lives: one number for each partition.
+    std::map<std::pair<std::string, std::string>, std::shared_ptr<Received>> received_ = {};
+    std::map<std::string, Listener> listeners_ = {};
+};
+
+/// What librdkafka makes of the options: every one by itself, and then all of them together by making
+/// a handle that has no broker to connect to.
+inline void CheckProperties(const Url& url, const Options& options,
+                            const std::map<std::string, std::string>& texts,
+                            std::vector<ConfigProblem>& problems) {
+    const Owned<rd_kafka_conf_t> scratch{rd_kafka_conf_new()};
+    for (const auto& [name, text] : texts) {
+        std::string_view property = name;
+        for (const std::string_view prefix : {"producer.", "consumer."}) {
+            if (property.starts_with(prefix)) property.remove_prefix(prefix.size());
+        }
+        const auto sorted = [&](const std::vector<Property>& properties) {
+            return FindProperty(properties, property).has_value();
+        };
+        if (!sorted(options.both) && !sorted(options.producer) && !sorted(options.consumer)) continue;
+        const std::string problem = Handle::Set(*scratch, {std::string{property}, text});
+        if (!problem.empty()) problems.push_back({KeyPath("options", name), problem});
+    }
+    if (!problems.empty()) return;
+    backend::Context context;
+    context.url = url;
+    context.send_timeout = std::chrono::seconds{30};
+    const Broker broker{std::move(context), options};
+    for (const Role role : {Role::kProducer, Role::kConsumer}) {
+        auto properties = Properties::Of(broker, role, {{"group.id", "check"}});
+        std::erase_if(properties, [](const auto& entry) { return entry.first == "bootstrap.servers"; });
+        const std::string problem = Handle::Try(role, properties);
+        if (problem.empty()) continue;
+        problems.push_back({"options", "librdkafka says: " + problem});
+        return;
+    }
+}
+
+inline std::vector<ConfigProblem> Check(const Url& url,
+                                        const std::map<std::string, std::string>& texts) {
+    std::vector<ConfigProblem> problems;
+    const Options options = ParseOptions(texts, problems);
+    CheckUrl(url, options, problems);
+    CheckProperties(url, options, texts, problems);
+    return problems;
+}
+
+inline std::unique_ptr<backend::Backend> Make(backend::Context context) {
+    std::vector<ConfigProblem> problems;
+    Options options = ParseOptions(context.options, problems);
+    return std::make_unique<Backend>(
+        std::make_shared<const Broker>(Broker{std::move(context), std::move(options)}));
+}
+
+}  // namespace detail
+
+/// Makes the schemes kafka and kafkas available.
+inline const bool kRegistered =
+    backend::Registry::Instance().Add({"kafka", {"kafka", "kafkas"}, &detail::Check, &detail::Make});
+
+}  // namespace mq::kafka

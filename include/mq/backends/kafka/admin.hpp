@@ -1,0 +1,589 @@
+/// @file admin.hpp
+/// Topics and groups: made, and asked about.
+#pragma once
+
+#include <mq/backend.hpp>
+#include <mq/backends/kafka/handle.hpp>
+
+#include <librdkafka/rdkafka.h>
+
+#include <algorithm>
+#include <array>
+#include <chrono>
+#include <condition_variable>
+#include <cstddef>
+#include <cstdint>
+#include <functional>
+#include <map>
+#include <memory>
+#include <mutex>
+#include <optional>
+#include <set>
+#include <string>
+#include <thread>
+#include <utility>
+#include <vector>
+
+namespace mq::kafka::detail {
+
+/// Topics and groups, asked about and made over a handle of their own, which is connected at first use.
+/// Every call blocks until its deadline at most, and fails at once while no broker can be reached.
+class Admin {
+public:
+    /// What became of a topic.
+    struct Verdict {
+        ErrorPtr error = {};   ///< Null where it exists.
+        bool created = false;  ///< Just now.
+    };
+    using Ensured = std::function<void(const Verdict&)>;
+
+    explicit Admin(std::shared_ptr<const Broker> broker) : broker_(std::move(broker)) {}
+
+    Admin(const Admin&) = delete;
+    Admin& operator=(const Admin&) = delete;
+    ~Admin() { Close(); }
+
+    /// Sees that a topic exists, creating it where the options say so, and calls `done` on a thread of
+    /// its own with no lock held; not at all after Close. Never blocks. Thread-safe.
+    void Ensure(std::string topic, Ensured done) {
+        const std::lock_guard lock{mutex_};
+        if (closing_) return;
+        jobs_[std::move(topic)].push_back(std::move(done));
+        if (!thread_.joinable()) thread_ = std::thread{[this] { Run(); }};
+        changed_.notify_all();
+    }
+
+    /// How many partitions a topic has; nothing where it does not exist. An answer that is no older
+    /// than `age` may be reused. Thread-safe.
+    /// @throws Error where the broker did not answer.
+    std::optional<int> PartitionCount(const std::string& topic, Clock::time_point deadline,
+                                      milliseconds age = milliseconds{0}) {
+        {
+            const std::lock_guard lock{mutex_};
+            const auto known = partitions_.find(topic);
+            if (known != partitions_.end() && Clock::now() - known->second.asked < age) {
+                return known->second.count;
+            }
+        }
+        const auto handle = Connected(deadline);
+        return Remember(topic, AskMetadata(*handle, topic, deadline));
+    }
+
+    /// For each partition, where the log ends (RD_KAFKA_OFFSET_END) or begins
+    /// (RD_KAFKA_OFFSET_BEGINNING). Thread-safe.
+    /// @throws Error where the broker did not answer.
+    std::vector<std::int64_t> Watermarks(const std::string& topic, int count, std::int64_t which,
+                                         Clock::time_point deadline) {
+        const auto handle = Connected(deadline);
+        const auto list = AllPartitions(topic, count, which);
+        const auto error = rd_kafka_offsets_for_times(handle->get(), list.get(), RemainingMs(deadline));
+        if (error != RD_KAFKA_RESP_ERR_NO_ERROR) Forget(topic);
+        Check(error, "asking for the offsets of '" + topic + "'");
+        return Offsets(*list, count);
+    }
+
+    /// For each partition, the position that the group has committed; negative where it has none.
+    /// Thread-safe.
+    /// @throws Error where the broker did not answer.
+    std::vector<std::int64_t> Committed(const std::string& group, const std::string& topic, int count,
+                                        Clock::time_point deadline) {
+        const auto handle = Connected(deadline);
+        const auto list = AllPartitions(topic, count, RD_KAFKA_OFFSET_INVALID);
+        const Owned<rd_kafka_ListConsumerGroupOffsets_t> question{
+            rd_kafka_ListConsumerGroupOffsets_new(group.c_str(), list.get())};
+        rd_kafka_ListConsumerGroupOffsets_t* questions = question.get();
+        const auto what = "asking for the positions of group '" + group + "'";
+        const auto answer = AskCoordinator(
+            handle, RD_KAFKA_ADMIN_OP_LISTCONSUMERGROUPOFFSETS, deadline, what,
+            [&](const rd_kafka_AdminOptions_t* options, rd_kafka_queue_t* queue) {
+                rd_kafka_ListConsumerGroupOffsets(handle->get(), &questions, 1, options, queue);
+            });
+        std::size_t groups = 0;
+        const auto* const result = rd_kafka_ListConsumerGroupOffsets_result_groups(
+            rd_kafka_event_ListConsumerGroupOffsets_result(answer.get()), &groups);
+        if (groups != 1) Check(RD_KAFKA_RESP_ERR__BAD_MSG, what);
+        const auto code = rd_kafka_error_code(rd_kafka_group_result_error(result[0]));
+        if (code == RD_KAFKA_RESP_ERR_GROUP_ID_NOT_FOUND) return Offsets(*list, count);
+        Check(code, what);
+        return Offsets(*rd_kafka_group_result_partitions(result[0]), count);
+    }
+
+    /// The groups that have members. Thread-safe.
+    /// @throws Error where the broker did not answer.
+    std::vector<std::string> Groups(Clock::time_point deadline) {
+        const auto handle = Connected(deadline);
+        const auto what = "asking for the groups";
+        const auto answer = Ask(*handle, RD_KAFKA_ADMIN_OP_LISTCONSUMERGROUPS, deadline, what,
+                                [&](const rd_kafka_AdminOptions_t* options, rd_kafka_queue_t* queue) {
+                                    rd_kafka_ListConsumerGroups(handle->get(), options, queue);
+                                });
+        const auto* const result = rd_kafka_event_ListConsumerGroups_result(answer.get());
+        std::size_t count = 0;
+        // Each broker answers for itself.
+        const rd_kafka_error_t** const failed =
+            rd_kafka_ListConsumerGroups_result_errors(result, &count);
+        if (count > 0) Check(rd_kafka_error_code(failed[0]), what, rd_kafka_error_string(failed[0]));
+        const auto* const listed = rd_kafka_ListConsumerGroups_result_valid(result, &count);
+        std::vector<std::string> groups;
+        for (std::size_t i = 0; i < count; ++i) {
+            const auto state = rd_kafka_ConsumerGroupListing_state(listed[i]);
+            if (state == RD_KAFKA_CONSUMER_GROUP_STATE_EMPTY) continue;
+            if (state == RD_KAFKA_CONSUMER_GROUP_STATE_DEAD) continue;
+            groups.emplace_back(rd_kafka_ConsumerGroupListing_group_id(listed[i]));
+        }
+        return groups;
+    }
+
+    /// How a group stands toward a topic.
+    enum class Membership : unsigned char { kListening, kNone, kRebalancing };
+
+    /// Thread-safe.
+    /// @throws Error where the broker did not answer.
+    Membership Describe(const std::string& group, const std::string& topic,
+                        Clock::time_point deadline) {
+        const auto handle = Connected(deadline);
+        RequireGroupCalls(deadline);
+        const char* name = group.c_str();
+        const auto what = "asking for the members of group '" + group + "'";
+        const auto answer =
+            AskCoordinator(handle, RD_KAFKA_ADMIN_OP_DESCRIBECONSUMERGROUPS, deadline, what,
+                           [&](const rd_kafka_AdminOptions_t* options, rd_kafka_queue_t* queue) {
+                               rd_kafka_DescribeConsumerGroups(handle->get(), &name, 1, options, queue);
+                           });
+        std::size_t count = 0;
+        const auto* const groups = rd_kafka_DescribeConsumerGroups_result_groups(
+            rd_kafka_event_DescribeConsumerGroups_result(answer.get()), &count);
+        if (count != 1) Check(RD_KAFKA_RESP_ERR__BAD_MSG, what);
+        const auto code = rd_kafka_error_code(rd_kafka_ConsumerGroupDescription_error(groups[0]));
+        if (code == RD_KAFKA_RESP_ERR_GROUP_ID_NOT_FOUND) return Membership::kNone;
+        Check(code, what);
+        return MembershipOf(*groups[0], topic);
+    }
+
+    /// Ends the thread; what it has not done is dropped. Blocks for the request under way, some seconds
+    /// at most. Thread-safe.
+    void Close() noexcept {
+        {
+            const std::lock_guard lock{mutex_};
+            closing_ = true;
+            changed_.notify_all();
+        }
+        const std::lock_guard joining{join_mutex_};
+        if (thread_.joinable()) thread_.join();
+    }
+
+private:
+    using Jobs = std::map<std::string, std::vector<Ensured>>;
+    using Results = std::map<std::string, Verdict>;
+
+    /// What was last heard of a topic.
+    struct Known {
+        std::optional<int> count = {};
+        Clock::time_point asked = {};
+    };
+
+    /// A question to a coordinator that nobody waits for any more.
+    struct Unanswered {
+        std::shared_ptr<Handle> handle = {};  // outlives the queue
+        Owned<rd_kafka_queue_t> queue = {};
+        Clock::time_point asked = {};
+    };
+
+    /// The right to ask a coordinator, which one thread has at a time.
+    class Turn {
+    public:
+        Turn(Admin& admin, Clock::time_point deadline) : admin_(admin) {
+            std::unique_lock lock{admin_.mutex_};
+            taken_ = admin_.turn_ended_.wait_until(lock, deadline, [this] { return !admin_.asking_; });
+            if (taken_) admin_.asking_ = true;
+        }
+        Turn(const Turn&) = delete;
+        Turn& operator=(const Turn&) = delete;
+        ~Turn() {
+            if (!taken_) return;
+            {
+                const std::lock_guard lock{admin_.mutex_};
+                admin_.asking_ = false;
+            }
+            admin_.turn_ended_.notify_one();
+        }
+        [[nodiscard]] bool taken() const noexcept { return taken_; }
+
+    private:
+        Admin& admin_;
+        bool taken_ = false;
+    };
+
+    /// The longest time that librdkafka takes for a request, in milliseconds.
+    static constexpr int kForever = 3'600'000;
+    /// How long an answer may be missing.
+    static constexpr std::chrono::seconds kMissing{10};
+    /// How long a step of Ensure may take.
+    static constexpr milliseconds kPatience{3000};
+    /// From so many topics on, all topics of the cluster are asked for in one request.
+    static constexpr std::size_t kManyTopics = 8;
+    /// How often an unreachable cluster is tried.
+    static constexpr milliseconds kRetry{250};
+
+    std::shared_ptr<Handle> GetHandle() {
+        const std::lock_guard lock{mutex_};
+        if (handle_ == nullptr) {
+            handle_ = std::make_shared<Handle>(broker_, Role::kAdmin,
+                                               Properties::Of(*broker_, Role::kAdmin), nullptr);
+        }
+        return handle_;
+    }
+
+    /// The handle, once a broker is connected. The first time it waits for that; later it fails at once
+    /// where there is none, and has librdkafka try again.
+    std::shared_ptr<Handle> Connected(Clock::time_point deadline) {
+        auto handle = GetHandle();
+        rd_kafka_poll(handle->get(), 0);
+        if (handle->connectivity().AnyUp()) return handle;
+        Kick(*handle);
+        if (handle->connectivity().WaitFirst(deadline)) return handle;
+        rd_kafka_poll(handle->get(), 0);
+        throw handle->Unavailable("no connection");
+    }
+
+    // librdkafka connects when something is asked for.
+    void Kick(Handle& handle) {
+        {
+            const std::lock_guard lock{mutex_};
+            if (Clock::now() < next_kick_) return;
+            next_kick_ = Clock::now() + kRetry;
+        }
+        const rd_kafka_metadata_t* metadata = nullptr;
+        // For all topics: for the local ones, librdkafka lets the broker create what is missing.
+        if (rd_kafka_metadata(handle.get(), 1, nullptr, &metadata, 1) == RD_KAFKA_RESP_ERR_NO_ERROR) {
+            const Owned<const rd_kafka_metadata_t> owned{metadata};
+        }
+    }
+
+    /// librdkafka 2.0 aborts the process where a coordinator does not know DescribeGroups, which every
+    /// real broker does and a mock cluster does not; not to know ListGroups is reported, and comes with
+    /// it.
+    /// @throws Error kUnsupported where the brokers do not know them.
+    void RequireGroupCalls(Clock::time_point deadline) {
+        {
+            const std::lock_guard lock{mutex_};
+            if (group_calls_) return;
+        }
+        Groups(deadline);
+        const std::lock_guard lock{mutex_};
+        group_calls_ = true;
+    }
+
+    void Check(rd_kafka_resp_err_t error, const std::string& what, const char* text = nullptr) const {
+        if (error == RD_KAFKA_RESP_ERR_NO_ERROR) return;
+        throw MakeError(*broker_, what, error, text != nullptr ? text : "");
+    }
+
+    static Owned<rd_kafka_topic_partition_list_t> AllPartitions(const std::string& topic, int count,
+                                                                std::int64_t offset) {
+        auto list = MakeList(static_cast<std::size_t>(count));
+        for (int partition = 0; partition < count; ++partition) {
+            rd_kafka_topic_partition_list_add(list.get(), topic.c_str(), partition)->offset = offset;
+        }
+        return list;
+    }
+
+    std::vector<std::int64_t> Offsets(const rd_kafka_topic_partition_list_t& list, int count) const {
+        std::vector<std::int64_t> offsets(static_cast<std::size_t>(count), RD_KAFKA_OFFSET_INVALID);
+        for (int i = 0; i < list.cnt; ++i) {
+            const rd_kafka_topic_partition_t& entry = list.elems[i];
+            Check(entry.err, std::string{"asking for the offsets of '"} + entry.topic + "'");
+            if (entry.partition < count) {
+                offsets[static_cast<std::size_t>(entry.partition)] = entry.offset;
+            }
+        }
+        return offsets;
+    }
+
+    /// One request of the admin API, and its answer.
+    template <typename Request>
+    Owned<rd_kafka_event_t> Ask(Handle& handle, rd_kafka_admin_op_t kind, Clock::time_point deadline,
+                                const std::string& what, Request request) const {
+        const int timeout = std::max(RemainingMs(deadline), 1);
+        const auto queue = Begin(handle, kind, timeout, what, std::move(request));
+        return Read(Owned<rd_kafka_event_t>{rd_kafka_queue_poll(queue.get(), timeout)}, what);
+    }
+
+    /// The same for what the coordinator of a group answers. librdkafka 2.0 aborts the process when it
+    /// finds the coordinator after such a request has timed out: rd_kafka_coord_req_fsm reports its end
+    /// a second time. So it never does here. Who waits for the answer gives up at the deadline, and
+    /// nobody asks anything else until it is there, or until it has been missing for so long that the
+    /// handle is given up with it.
+    template <typename Request>
+    Owned<rd_kafka_event_t> AskCoordinator(const std::shared_ptr<Handle>& handle,
+                                           rd_kafka_admin_op_t kind, Clock::time_point deadline,
+                                           const std::string& what, Request request) {
+        const Turn turn{*this, deadline};
+        if (!turn.taken() || !AwaitUnanswered(*handle, deadline)) {
+            Check(RD_KAFKA_RESP_ERR__TIMED_OUT, what);
+        }
+        auto queue = Begin(*handle, kind, kForever, what, std::move(request));
+        Owned<rd_kafka_event_t> answer{rd_kafka_queue_poll(queue.get(), RemainingMs(deadline))};
+        if (answer == nullptr) unanswered_ = {handle, std::move(queue), Clock::now()};
+        return Read(std::move(answer), what);
+    }
+
+    /// Whether the handle is free for a question. What it still answers to an earlier one is too old.
+    /// In one's turn.
+    bool AwaitUnanswered(const Handle& handle, Clock::time_point deadline) {
+        if (unanswered_.handle.get() == &handle) {
+            const Owned<rd_kafka_event_t> late{
+                rd_kafka_queue_poll(unanswered_.queue.get(), RemainingMs(deadline))};
+            if (late == nullptr) {
+                if (Clock::now() - unanswered_.asked < kMissing) return false;
+                const std::lock_guard lock{mutex_};
+                handle_ = nullptr;
+            }
+            const bool answered = late != nullptr;
+            unanswered_ = {};
+            return answered;
+        }
+        unanswered_ = {};
+        return true;
+    }
+
+    template <typename Request>
+    Owned<rd_kafka_queue_t> Begin(Handle& handle, rd_kafka_admin_op_t kind, int timeout,
+                                  const std::string& what, Request request) const {
+        const Owned<rd_kafka_AdminOptions_t> options{rd_kafka_AdminOptions_new(handle.get(), kind)};
+        std::array<char, 256> text{};
+        Check(
+            rd_kafka_AdminOptions_set_request_timeout(options.get(), timeout, text.data(), text.size()),
+            what, text.data());
+        Owned<rd_kafka_queue_t> queue{rd_kafka_queue_new(handle.get())};
+        request(options.get(), queue.get());
+        return queue;
+    }
+
+    Owned<rd_kafka_event_t> Read(Owned<rd_kafka_event_t> answer, const std::string& what) const {
+        if (answer == nullptr) Check(RD_KAFKA_RESP_ERR__TIMED_OUT, what);
+        Check(rd_kafka_event_error(answer.get()), what, rd_kafka_event_error_string(answer.get()));
+        return answer;
+    }
+
+    /// @throws Error where the broker did not answer, or the topic is not for us.
+    std::optional<int> AskMetadata(Handle& handle, const std::string& topic,
+                                   Clock::time_point deadline) const {
+        const Owned<rd_kafka_topic_t> local{rd_kafka_topic_new(handle.get(), topic.c_str(), nullptr)};
+        const rd_kafka_metadata_t* metadata = nullptr;
+        const auto what = "asking for '" + topic + "'";
+        Check(rd_kafka_metadata(handle.get(), 0, local.get(), &metadata, RemainingMs(deadline)), what);
+        const Owned<const rd_kafka_metadata_t> owned{metadata};
+        if (metadata->topic_cnt != 1) return std::nullopt;
+        const rd_kafka_metadata_topic_t& found = metadata->topics[0];
+        if (found.err == RD_KAFKA_RESP_ERR_UNKNOWN_TOPIC_OR_PART) return std::nullopt;
+        Check(found.err, what);
+        if (found.partition_cnt == 0) return std::nullopt;
+        return found.partition_cnt;
+    }
+
+    std::optional<int> Remember(const std::string& topic, std::optional<int> count) {
+        const std::lock_guard lock{mutex_};
+        partitions_[topic] = {count, Clock::now()};
+        return count;
+    }
+
+    void Forget(const std::string& topic) {
+        const std::lock_guard lock{mutex_};
+        partitions_.erase(topic);
+    }
+
+    static bool CoversTopic(const rd_kafka_MemberDescription_t& member, const std::string& topic) {
+        const auto* const assignment = rd_kafka_MemberDescription_assignment(&member);
+        if (assignment == nullptr) return false;
+        const auto* const partitions = rd_kafka_MemberAssignment_partitions(assignment);
+        if (partitions == nullptr) return false;
+        for (int i = 0; i < partitions->cnt; ++i) {
+            if (topic == partitions->elems[i].topic) return true;
+        }
+        return false;
+    }
+
+    static Membership MembershipOf(const rd_kafka_ConsumerGroupDescription_t& group,
+                                   const std::string& topic) {
+        const std::size_t members = rd_kafka_ConsumerGroupDescription_member_count(&group);
+        for (std::size_t i = 0; i < members; ++i) {
+            if (CoversTopic(*rd_kafka_ConsumerGroupDescription_member(&group, i), topic)) {
+                return Membership::kListening;
+            }
+        }
+        const auto state = rd_kafka_ConsumerGroupDescription_state(&group);
+        const bool changing = state == RD_KAFKA_CONSUMER_GROUP_STATE_PREPARING_REBALANCE ||
+                              state == RD_KAFKA_CONSUMER_GROUP_STATE_COMPLETING_REBALANCE;
+        return changing ? Membership::kRebalancing : Membership::kNone;
+    }
+
+    void Run() {
+        while (true) {
+            Jobs jobs;
+            {
+                std::unique_lock lock{mutex_};
+                while (jobs_.empty() && !closing_) changed_.wait_for(lock, std::chrono::hours{1});
+                if (closing_) return;
+                jobs = std::move(jobs_);
+                jobs_.clear();
+            }
+            for (const auto& [topic, verdict] : EnsureAll(jobs)) {
+                for (const Ensured& done : jobs[topic]) done(verdict);
+            }
+        }
+    }
+
+    Results EnsureAll(const Jobs& jobs) {
+        Results results;
+        try {
+            const auto handle = Connected(Clock::now() + kPatience);
+            std::vector<std::string> missing = FindMissing(*handle, jobs, results);
+            if (!broker_->options.declare) {
+                for (const std::string& topic : missing) results[topic] = {NotFound(topic)};
+            } else if (!missing.empty()) {
+                Create(*handle, missing, results);
+            }
+        } catch (const Error& error) {
+            for (const auto& [topic, done] : jobs) {
+                results.try_emplace(topic, Verdict{std::make_shared<Error>(error)});
+            }
+        }
+        return results;
+    }
+
+    std::vector<std::string> FindMissing(Handle& handle, const Jobs& jobs, Results& results) {
+        std::vector<std::string> missing;
+        std::set<std::string> existing;
+        const bool many = jobs.size() >= kManyTopics;
+        if (many) existing = AllTopics(handle);
+        for (const auto& [topic, done] : jobs) {
+            try {
+                const bool exists =
+                    many ? existing.contains(topic)
+                         : AskMetadata(handle, topic, Clock::now() + kPatience).has_value();
+                if (exists) {
+                    results[topic] = {};
+                } else {
+                    missing.push_back(topic);
+                }
+            } catch (const Error& error) {
+                results[topic] = {std::make_shared<Error>(error)};
+            }
+        }
+        return missing;
+    }
+
+    std::set<std::string> AllTopics(Handle& handle) const {
+        const rd_kafka_metadata_t* metadata = nullptr;
+        Check(
+            rd_kafka_metadata(handle.get(), 1, nullptr, &metadata, static_cast<int>(kPatience.count())),
+            "asking for the topics");
+        const Owned<const rd_kafka_metadata_t> owned{metadata};
+        std::set<std::string> topics;
+        for (int i = 0; i < metadata->topic_cnt; ++i) {
+            const rd_kafka_metadata_topic_t& topic = metadata->topics[i];
+            if (topic.err == RD_KAFKA_RESP_ERR_NO_ERROR) topics.insert(topic.topic);
+        }
+        return topics;
+    }
+
+    ErrorPtr NotFound(const std::string& topic) const {
+        return std::make_shared<Error>(
+            MakeError(*broker_, "there is no topic '" + topic + "', and declare = false",
+                      RD_KAFKA_RESP_ERR_UNKNOWN_TOPIC_OR_PART));
+    }
+
+    void Create(Handle& handle, const std::vector<std::string>& topics, Results& results) {
+        constexpr int kBrokerDefault = -1;
+        std::vector<Owned<rd_kafka_NewTopic_t>> wanted;
+        std::vector<rd_kafka_NewTopic_t*> pointers;
+        std::array<char, 256> text{};
+        for (const std::string& topic : topics) {
+            wanted.emplace_back(rd_kafka_NewTopic_new(
+                topic.c_str(), broker_->options.partitions.value_or(kBrokerDefault),
+                broker_->options.replication.value_or(kBrokerDefault), text.data(), text.size()));
+            if (wanted.back() == nullptr) {
+                wanted.pop_back();
+                results[topic] = {
+                    std::make_shared<Error>(ErrorCode::kInvalidArgument, broker_->Text(text.data()))};
+            } else {
+                pointers.push_back(wanted.back().get());
+            }
+        }
+        if (pointers.empty()) return;
+        try {
+            const auto answer =
+                Ask(handle, RD_KAFKA_ADMIN_OP_CREATETOPICS, Clock::now() + kPatience, "creating topics",
+                    [&](const rd_kafka_AdminOptions_t* options, rd_kafka_queue_t* queue) {
+                        rd_kafka_CreateTopics(handle.get(), pointers.data(), pointers.size(), options,
+                                              queue);
+                    });
+            ReadCreated(handle, *answer, results);
+        } catch (const Error& error) {
+            // A broker without this call creates topics when they are first used.
+            const bool itself =
+                error.code() == ErrorCode::kUnsupported && broker_->options.AutoCreate();
+            const Verdict verdict{itself ? nullptr : std::make_shared<Error>(error)};
+            for (const std::string& topic : topics) results.try_emplace(topic, verdict);
+        }
+    }
+
+    void ReadCreated(Handle& handle, rd_kafka_event_t& answer, Results& results) {
+        std::size_t count = 0;
+        const auto* const created =
+            rd_kafka_CreateTopics_result_topics(rd_kafka_event_CreateTopics_result(&answer), &count);
+        for (std::size_t i = 0; i < count; ++i) {
+            const std::string topic = rd_kafka_topic_result_name(created[i]);
+            const auto code = rd_kafka_topic_result_error(created[i]);
+            const char* const text = rd_kafka_topic_result_error_string(created[i]);
+            if (code == RD_KAFKA_RESP_ERR_NO_ERROR || code == RD_KAFKA_RESP_ERR_TOPIC_ALREADY_EXISTS) {
+                if (code == RD_KAFKA_RESP_ERR_NO_ERROR) {
+                    broker_->Log(LogLevel::kInfo, "created topic '" + topic + "'");
+                }
+                results[topic] = {AwaitTopic(handle, topic), true};
+            } else {
+                results[topic] = {std::make_shared<Error>(MakeError(
+                    *broker_, "creating topic '" + topic + "'", code, text != nullptr ? text : ""))};
+            }
+        }
+    }
+
+    // A new topic takes a moment to reach every broker.
+    ErrorPtr AwaitTopic(Handle& handle, const std::string& topic) {
+        constexpr milliseconds kInterval{20};
+        const auto deadline = Clock::now() + kPatience;
+        while (true) {
+            ErrorPtr last;
+            try {
+                if (AskMetadata(handle, topic, deadline)) return nullptr;
+            } catch (const Error& error) {
+                last = std::make_shared<Error>(error);
+            }
+            std::unique_lock lock{mutex_};
+            const bool closing = changed_.wait_for(lock, kInterval, [&] { return closing_; });
+            if (closing || Clock::now() >= deadline) {
+                return last != nullptr ? last : NotFound(topic);
+            }
+        }
+    }
+
+    const std::shared_ptr<const Broker> broker_;
+
+    Unanswered unanswered_ = {};  // of whoever has the turn
+
+    std::mutex mutex_ = {};  // guards everything below, but for joining thread_
+    std::condition_variable changed_ = {};
+    std::condition_variable turn_ended_ = {};
+    bool asking_ = false;  // a thread asks a coordinator
+    std::shared_ptr<Handle> handle_ = {};
+    Clock::time_point next_kick_ = {};
+    std::map<std::string, Known> partitions_ = {};
+    bool group_calls_ = false;  // known to be supported
+    Jobs jobs_ = {};
+    bool closing_ = false;
+    std::thread thread_ = {};
+    std::mutex join_mutex_ = {};  // held while thread_ is joined
+};
+
+}  // namespace mq::kafka::detail

@@ -1,0 +1,896 @@
+/// @file group_consumer.hpp
+/// A member of a consumer group: the thread that polls it, its assignments and its positions.
+#pragma once
+
+#include <mq/backend.hpp>
+#include <mq/backends/kafka/admin.hpp>
+#include <mq/backends/kafka/handle.hpp>
+#include <mq/backends/kafka/record.hpp>
+#include <mq/backends/kafka/stream.hpp>
+#include <mq/detail/backoff.hpp>
+
+#include <librdkafka/rdkafka.h>
+
+#include <algorithm>
+#include <array>
+#include <atomic>
+#include <chrono>
+#include <cstddef>
+#include <cstdint>
+#include <map>
+#include <memory>
+#include <mutex>
+#include <optional>
+#include <set>
+#include <string>
+#include <string_view>
+#include <thread>
+#include <utility>
+#include <vector>
+
+namespace mq::kafka::detail {
+
+/// One member of one group: a consumer handle for any number of topics, and the thread that alone uses
+/// it. Each topic's partitions are led into a queue of the topic's own, which is read only as far as
+/// its subscription has credit: a slow topic holds up no other.
+class GroupConsumer final : public HandleEvents {
+public:
+    GroupConsumer(std::shared_ptr<const Broker> broker, Admin& admin, std::string group,
+                  std::size_t index)
+        : broker_(std::move(broker)),
+          admin_(admin),
+          group_(std::move(group)),
+          index_(index),
+          waker_(std::make_shared<Waker>()),
+          verdicts_(std::make_shared<Verdicts>()) {}
+
+    GroupConsumer(const GroupConsumer&) = delete;
+    GroupConsumer& operator=(const GroupConsumer&) = delete;
+
+    ~GroupConsumer() { End(); }
+
+    [[nodiscard]] const std::string& group() const noexcept { return group_; }
+    [[nodiscard]] std::size_t index() const noexcept { return index_; }
+
+    /// Adds a subscription. Null where this consumer has one to the topic already, or is ending.
+    /// Thread-safe; never blocks.
+    std::shared_ptr<Stream> TryAdd(const backend::Subscribing& subscribing,
+                                   const std::shared_ptr<backend::Receiver>& receiver,
+                                   std::shared_ptr<Received> received) {
+        const std::lock_guard lock{mutex_};
+        const std::string& address = subscribing.destination->address;
+        if (ending_ || streams_.contains(address)) return nullptr;
+        auto stream = std::make_shared<Stream>(subscribing, receiver, waker_, std::move(received));
+        streams_.emplace(address, stream);
+        added_.push_back(stream);
+        if (!thread_.joinable()) thread_ = std::thread{[this] { Run(); }};
+        waker_->signal.Raise();
+        return stream;
+    }
+
+    /// Commits what is settled, and leaves the topic, or the group with the last one. Blocks until the
+    /// deadline at most; what is not done then goes on by itself for a second or so. Thread-safe.
+    void Remove(const std::shared_ptr<Stream>& stream, Clock::time_point deadline) {
+        {
+            const std::lock_guard lock{mutex_};
+            removed_.emplace_back(stream, deadline);
+            waker_->signal.Raise();
+        }
+        stream->AwaitLeft(deadline);
+    }
+
+    /// The subscriptions by the address of their topic. Thread-safe.
+    [[nodiscard]] std::map<std::string, std::shared_ptr<Stream>> Streams() const {
+        const std::lock_guard lock{mutex_};
+        return streams_;
+    }
+
+    /// Whether the thread has ended: the consumer can be destroyed without waiting. Thread-safe.
+    [[nodiscard]] bool Ended() const {
+        const std::lock_guard lock{mutex_};
+        return ended_;
+    }
+
+    /// Ends the thread. Whoever holds a subscription has closed it before; blocks for a second or so
+    /// where its deadline was shorter than leaving took. Idempotent, for one caller.
+    void End() {
+        for (const auto& [topic, stream] : Streams()) Remove(stream, Clock::now());
+        if (thread_.joinable()) thread_.join();
+    }
+
+    void OnRebalance(rd_kafka_resp_err_t what,
+                     rd_kafka_topic_partition_list_t& partitions) noexcept override {
+        if (what == RD_KAFKA_RESP_ERR__ASSIGN_PARTITIONS) {
+            Assign(partitions);
+        } else if (what == RD_KAFKA_RESP_ERR__REVOKE_PARTITIONS) {
+            Revoke(partitions);
+        } else {
+            broker_->Log(LogLevel::kWarning,
+                         "group '" + group_ + "' could not rebalance: " + rd_kafka_err2str(what));
+            rd_kafka_assign(handle_->get(), nullptr);
+        }
+    }
+
+    void OnCommitted(rd_kafka_resp_err_t error,
+                     const rd_kafka_topic_partition_list_t* offsets) noexcept override {
+        NoteCommitted(error, offsets);
+    }
+
+private:
+    using Phase = backend::ConsumerState::Phase;
+
+    static constexpr milliseconds kTick{1000};
+    static constexpr std::size_t kBatch = 256;
+    /// How long handlers may take to finish with a partition that goes to another member.
+    static constexpr milliseconds kRevokePatience{5000};
+    static constexpr milliseconds kStoreInterval{100};
+    /// How long a commit may take at the end of an assignment.
+    static constexpr milliseconds kCommitPatience{3000};
+    /// How long leaving may go on beside the caller's deadline.
+    static constexpr milliseconds kGrace{1000};
+    /// How long the first subscription waits for others that are about to come.
+    static constexpr milliseconds kGather{50};
+    /// How long less than a batch of credit is left to grow.
+    static constexpr milliseconds kCreditPause{5};
+    /// The most messages remembered of one partition behind one that is not settled.
+    static constexpr std::size_t kMostRemembered = 1u << 18u;
+
+    /// A partition, and how much of its position librdkafka and the broker have.
+    struct Assigned {
+        std::shared_ptr<Partition> partition = {};
+        std::optional<std::int64_t> stored = {};
+        std::optional<std::int64_t> committed = {};
+    };
+
+    enum class Admission : unsigned char { kAsking, kAdmitted, kWaiting };
+
+    /// What the thread has of one subscription.
+    struct Lane {
+        explicit Lane(std::shared_ptr<Stream> its) : stream(std::move(its)) {}
+
+        const std::shared_ptr<Stream> stream;
+        Owned<rd_kafka_queue_t> queue = {};
+        std::atomic<bool> readable{true};  ///< Set by librdkafka when the queue is not empty any more.
+        bool unread = true;
+        Clock::time_point resume_at = Clock::time_point::max();
+
+        Admission admission = Admission::kAsking;
+        Clock::time_point ask_at = {};
+        mq::detail::Backoff backoff{milliseconds{200}, milliseconds{5000}};
+        bool active = false;
+        ErrorPtr trouble = {};
+
+        std::map<std::int32_t, Assigned> assigned = {};
+        bool leaving = false;
+        Clock::time_point leave_by = {};
+    };
+
+    /// Answers of Admin::Ensure on their way to the thread.
+    struct Verdicts {
+        std::mutex mutex = {};  // guards answers
+        std::vector<std::pair<std::string, ErrorPtr>> answers = {};
+    };
+
+    void Run() {
+        while (true) {
+            const std::uint64_t seen = waker_->signal.Generation();
+            TakeOrders();
+            if (Ending()) break;
+            TakeVerdicts();
+            AskAgain();
+            Subscribe();
+            Poll();
+            const bool more = ReadLanes();
+            StoreWhenDue();
+            FinishLeaving();
+            ShowStates();
+            if (!more) waker_->signal.WaitChange(seen, NextWake());
+        }
+        Leave();
+        const std::lock_guard lock{mutex_};
+        ended_ = true;
+    }
+
+    // -- What is asked of the thread ------------------------------------------------------------
+
+    void TakeOrders() {
+        std::vector<std::shared_ptr<Stream>> added;
+        std::vector<std::pair<std::shared_ptr<Stream>, Clock::time_point>> removed;
+        {
+            const std::lock_guard lock{mutex_};
+            added = std::move(added_);
+            removed = std::move(removed_);
+            added_.clear();
+            removed_.clear();
+        }
+        for (auto& stream : added) {
+            const std::string address = stream->destination().address;
+            auto lane = std::make_unique<Lane>(std::move(stream));
+            if (handle_ != nullptr) OpenQueue(*lane);
+            Ask(*lane);
+            lanes_.insert_or_assign(address, std::move(lane));
+        }
+        for (const auto& [stream, deadline] : removed) {
+            const auto lane = lanes_.find(stream->destination().address);
+            if (lane == lanes_.end() || lane->second->stream != stream) continue;
+            if (lane->second->leaving) continue;
+            lane->second->leaving = true;
+            lane->second->leave_by = std::max(deadline, Clock::now() + kGrace);
+        }
+    }
+
+    // Once nobody is left, nobody is let in.
+    bool Ending() {
+        const bool leaving = std::all_of(lanes_.begin(), lanes_.end(),
+                                         [](const auto& entry) { return entry.second->leaving; });
+        const std::lock_guard lock{mutex_};
+        ending_ = leaving && added_.empty();
+        return ending_;
+    }
+
+    void Ask(Lane& lane) {
+        lane.admission = Admission::kAsking;
+        const std::string topic = lane.stream->destination().address;
+        admin_.Ensure(topic, [topic, verdicts = verdicts_, waker = waker_](const auto& verdict) {
+            {
+                const std::lock_guard lock{verdicts->mutex};
+                verdicts->answers.emplace_back(topic, verdict.error);
+            }
+            waker->signal.Raise();
+        });
+    }
+
+    void TakeVerdicts() {
+        std::vector<std::pair<std::string, ErrorPtr>> answers;
+        {
+            const std::lock_guard lock{verdicts_->mutex};
+            answers = std::move(verdicts_->answers);
+            verdicts_->answers.clear();
+        }
+        for (auto& [topic, error] : answers) {
+            const auto lane = lanes_.find(topic);
+            if (lane == lanes_.end() || lane->second->admission != Admission::kAsking) continue;
+            if (error == nullptr) {
+                lane->second->admission = Admission::kAdmitted;
+                lane->second->trouble = nullptr;
+                resubscribe_ = true;
+            } else {
+                Postpone(*lane->second, std::move(error));
+            }
+        }
+    }
+
+    // The topic is not to be had at present.
+    void Postpone(Lane& lane, ErrorPtr error) {
+        lane.admission = Admission::kWaiting;
+        lane.trouble = std::move(error);
+        lane.active = false;
+        lane.ask_at = Clock::now() + lane.backoff.Next();
+    }
+
+    void AskAgain() {
+        for (const auto& [topic, lane] : lanes_) {
+            if (lane->admission == Admission::kWaiting && Clock::now() >= lane->ask_at) Ask(*lane);
+        }
+    }
+
+    // -- The handle -----------------------------------------------------------------------------
+
+    bool Start() {
+        if (Clock::now() < start_at_) return false;
+        try {
+            std::vector<Property> required{{"group.id", group_}};
+            const auto options = Properties::FromOptions(broker_->options, Role::kConsumer);
+            const auto instance = FindProperty(options, "group.instance.id");
+            if (instance && index_ > 0) {
+                required.emplace_back("group.instance.id", *instance + "-" + std::to_string(index_));
+            }
+            const auto properties = Properties::Of(*broker_, Role::kConsumer, required);
+            handle_ = std::make_unique<Handle>(broker_, Role::kConsumer, properties, this,
+                                               [waker = waker_] { waker->signal.Raise(); });
+        } catch (const Error& error) {
+            start_at_ = Clock::now() + restart_.Next();
+            for (const auto& [topic, lane] : lanes_) lane->trouble = std::make_shared<Error>(error);
+            return false;
+        }
+        rd_kafka_poll_set_consumer(handle_->get());
+        main_queue_.reset(rd_kafka_queue_get_consumer(handle_->get()));
+        rd_kafka_queue_cb_event_enable(main_queue_.get(), &GroupConsumer::OnMainQueue, waker_.get());
+        for (const auto& [topic, lane] : lanes_) OpenQueue(*lane);
+        return true;
+    }
+
+    // Called by librdkafka with locks of its own held.
+    static void OnMainQueue(rd_kafka_t*, void* opaque) { static_cast<Waker*>(opaque)->signal.Raise(); }
+
+    static void OnLaneQueue(rd_kafka_t*, void* opaque) {
+        Lane& lane = *static_cast<Lane*>(opaque);
+        lane.readable.store(true);
+        lane.stream->waker().signal.Raise();
+    }
+
+    void OpenQueue(Lane& lane) {
+        lane.queue.reset(rd_kafka_queue_new(handle_->get()));
+        rd_kafka_queue_cb_event_enable(lane.queue.get(), &GroupConsumer::OnLaneQueue, &lane);
+    }
+
+    static void CloseQueue(Owned<rd_kafka_queue_t>& queue) {
+        if (queue == nullptr) return;
+        rd_kafka_queue_cb_event_enable(queue.get(), nullptr, nullptr);
+        queue.reset();
+    }
+
+    void Stop() {
+        for (const auto& [topic, lane] : lanes_) {
+            DropPartitions(*lane);
+            CloseQueue(lane->queue);
+            lane->active = false;
+            lane->resume_at = Clock::time_point::max();
+        }
+        CloseQueue(main_queue_);
+        DropPostponed();
+        handle_.reset();
+        subscribed_.clear();
+    }
+
+    // While the group shares its partitions out, librdkafka postpones a subscription. One that comes
+    // into effect during the end trips an assertion there (rd_kafka_cgrp_destroy_final, seen with
+    // 2.0.2); unsubscribing forgets it.
+    void DropPostponed() const {
+        if (handle_ == nullptr || rd_kafka_consumer_closed(handle_->get()) != 0) return;
+        static_cast<void>(rd_kafka_unsubscribe(handle_->get()));
+    }
+
+    // Tells librdkafka the topics, whenever they have changed.
+    void Subscribe() {
+        std::set<std::string> wanted;
+        bool asking = false;
+        for (const auto& [topic, lane] : lanes_) {
+            if (lane->leaving) continue;
+            if (lane->admission == Admission::kAdmitted) wanted.insert(topic);
+            asking = asking || lane->admission == Admission::kAsking;
+        }
+        if (wanted == subscribed_ && !resubscribe_) {
+            gather_until_ = Clock::time_point::max();
+            return;
+        }
+        if (handle_ == nullptr && (wanted.empty() || !Start())) return;
+        if (asking &&
+            !std::includes(subscribed_.begin(), subscribed_.end(), wanted.begin(), wanted.end())) {
+            gather_until_ = std::min(gather_until_, Clock::now() + kGather);
+            if (Clock::now() < gather_until_) return;
+        }
+        gather_until_ = Clock::time_point::max();
+        resubscribe_ = false;
+        const auto list = MakeList(wanted.size());
+        for (const std::string& topic : wanted) {
+            rd_kafka_topic_partition_list_add(list.get(), topic.c_str(), RD_KAFKA_PARTITION_UA);
+        }
+        const auto error = wanted.empty() ? rd_kafka_unsubscribe(handle_->get())
+                                          : rd_kafka_subscribe(handle_->get(), list.get());
+        if (error != RD_KAFKA_RESP_ERR_NO_ERROR) {
+            Restart("subscribing failed", error);
+            return;
+        }
+        subscribed_ = std::move(wanted);
+    }
+
+    void Poll() {
+        if (handle_ == nullptr) return;
+        constexpr int kMost = 1000;
+        for (int i = 0; i < kMost; ++i) {
+            const Owned<rd_kafka_message_t> message{rd_kafka_consumer_poll(handle_->get(), 0)};
+            if (message == nullptr) break;
+            if (message->err != RD_KAFKA_RESP_ERR_NO_ERROR) OnTrouble(*message);
+        }
+        std::array<char, 512> text{};
+        const auto fatal = rd_kafka_fatal_error(handle_->get(), text.data(), text.size());
+        if (fatal != RD_KAFKA_RESP_ERR_NO_ERROR) Restart(text.data(), fatal);
+    }
+
+    // Gives the handle up and makes another one after a while.
+    void Restart(const std::string& reason, rd_kafka_resp_err_t code) {
+        const auto error = std::make_shared<Error>(
+            MakeError(*broker_, "the consumer of group '" + group_ + "' has failed", code, reason));
+        broker_->Log(LogLevel::kError, "the consumer of group '" + group_ + "' is replaced: " + reason);
+        Stop();
+        for (const auto& [topic, lane] : lanes_) lane->trouble = error;
+        start_at_ = Clock::now() + restart_.Next();
+        resubscribe_ = true;
+    }
+
+    // An error of a topic, a partition or the group, which librdkafka reports as a message.
+    [[nodiscard]] ErrorPtr TroubleOf(const rd_kafka_message_t& message, const std::string& text) const {
+        const std::string what = "group '" + group_ + "'";
+        // A topic that has just been created is not known to every broker at once.
+        if (message.err == RD_KAFKA_RESP_ERR_UNKNOWN_TOPIC_OR_PART && broker_->options.declare) {
+            return std::make_shared<Error>(ErrorCode::kUnavailable, broker_->Text(what + ": " + text),
+                                           Outcome::kNotSent, NativeError{message.err, text});
+        }
+        return std::make_shared<Error>(MakeError(*broker_, what, message.err, text));
+    }
+
+    void OnTrouble(const rd_kafka_message_t& message) {
+        const std::string text = rd_kafka_message_errstr(&message);
+        const auto lane =
+            message.rkt != nullptr ? lanes_.find(rd_kafka_topic_name(message.rkt)) : lanes_.end();
+        const auto error = TroubleOf(message, text);
+        if (log_throttle_.Allow(rd_kafka_err2name(message.err))) {
+            broker_->Log(LogLevel::kWarning, "group '" + group_ + "': " + text);
+        }
+        switch (message.err) {
+            case RD_KAFKA_RESP_ERR_UNKNOWN_TOPIC_OR_PART:
+            case RD_KAFKA_RESP_ERR_TOPIC_AUTHORIZATION_FAILED:
+            case RD_KAFKA_RESP_ERR_TOPIC_EXCEPTION:
+                if (lane != lanes_.end()) Postpone(*lane->second, error);
+                break;
+            case RD_KAFKA_RESP_ERR__AUTO_OFFSET_RESET:
+                if (lane != lanes_.end()) {
+                    lane->second->trouble = error;
+                    lane->second->active = false;
+                }
+                break;
+            case RD_KAFKA_RESP_ERR_GROUP_AUTHORIZATION_FAILED:
+            case RD_KAFKA_RESP_ERR_INCONSISTENT_GROUP_PROTOCOL:
+                for (const auto& [topic, any] : lanes_) {
+                    any->trouble = error;
+                    any->active = false;
+                }
+                break;
+            default: break;
+        }
+    }
+
+    // -- Assignments ----------------------------------------------------------------------------
+
+    Lane* FindLane(const char* topic) {
+        const auto lane = lanes_.find(topic);
+        return lane == lanes_.end() ? nullptr : lane->second.get();
+    }
+
+    [[nodiscard]] bool Cooperative() const {
+        const char* const protocol = rd_kafka_rebalance_protocol(handle_->get());
+        return protocol != nullptr && std::string_view{protocol} == "COOPERATIVE";
+    }
+
+    void Assign(rd_kafka_topic_partition_list_t& partitions) {
+        for (int i = 0; i < partitions.cnt; ++i) {
+            const rd_kafka_topic_partition_t& entry = partitions.elems[i];
+            Lane* const lane = FindLane(entry.topic);
+            if (lane == nullptr || lane->leaving) continue;
+            // Before librdkafka begins to fetch: it keeps a way that was set before.
+            const Owned<rd_kafka_queue_t> queue{
+                rd_kafka_queue_get_partition(handle_->get(), entry.topic, entry.partition)};
+            rd_kafka_queue_forward(queue.get(), lane->queue.get());
+            Renew(*lane, entry.partition);
+        }
+        if (Cooperative()) {
+            Report(rd_kafka_incremental_assign(handle_->get(), &partitions));
+        } else {
+            rd_kafka_assign(handle_->get(), &partitions);
+        }
+        restart_.Reset();
+        ActivateSubscribed();
+    }
+
+    void Report(rd_kafka_error_t* error) const {
+        const Owned<rd_kafka_error_t> owned{error};
+        if (error == nullptr) return;
+        broker_->Log(LogLevel::kWarning, "group '" + group_ + "': " + rd_kafka_error_string(error));
+    }
+
+    static void Renew(Lane& lane, std::int32_t number) {
+        auto partition = std::make_shared<Partition>(lane.stream->destination().address, number);
+        lane.stream->SetPartition(number, partition);
+        lane.assigned[number] = {std::move(partition)};
+    }
+
+    // A rebalance is complete: each topic that was part of it is listened to, even where all its
+    // partitions are with other members.
+    void ActivateSubscribed() {
+        rd_kafka_topic_partition_list_t* list = nullptr;
+        if (rd_kafka_subscription(handle_->get(), &list) != RD_KAFKA_RESP_ERR_NO_ERROR) return;
+        const Owned<rd_kafka_topic_partition_list_t> owned{list};
+        for (int i = 0; i < list->cnt; ++i) {
+            Lane* const lane = FindLane(list->elems[i].topic);
+            if (lane == nullptr || lane->admission != Admission::kAdmitted) continue;
+            lane->active = true;
+            lane->trouble = nullptr;
+            lane->backoff.Reset();
+        }
+    }
+
+    void Revoke(rd_kafka_topic_partition_list_t& partitions) {
+        const bool lost = rd_kafka_assignment_lost(handle_->get()) != 0;
+        std::map<Lane*, std::vector<std::int32_t>> going;
+        for (int i = 0; i < partitions.cnt; ++i) {
+            Lane* const lane = FindLane(partitions.elems[i].topic);
+            if (lane != nullptr && lane->assigned.contains(partitions.elems[i].partition)) {
+                going[lane].push_back(partitions.elems[i].partition);
+            }
+        }
+        for (const auto& [lane, numbers] : going) Fence(*lane, numbers);
+        if (!lost) AwaitHandlers(going);
+        for (const auto& [lane, numbers] : going) {
+            for (const std::int32_t number : numbers) lane->assigned[number].partition->Seal();
+            if (lost) lane->active = false;
+        }
+        if (!lost) CommitNow(going);
+        for (const auto& [lane, numbers] : going) {
+            for (const std::int32_t number : numbers) {
+                lane->assigned.erase(number);
+                lane->stream->SetPartition(number, nullptr);
+            }
+        }
+        if (Cooperative()) {
+            Report(rd_kafka_incremental_unassign(handle_->get(), &partitions));
+        } else {
+            rd_kafka_assign(handle_->get(), nullptr);
+        }
+    }
+
+    static void Fence(Lane& lane, const std::vector<std::int32_t>& numbers) {
+        for (const std::int32_t number : numbers) lane.assigned[number].partition->Fence();
+        lane.stream->WithReceiver([](backend::Receiver& receiver) { receiver.OnStale(); });
+    }
+
+    // Those that run may still settle. Whoever closes has waited for its handlers before.
+    void AwaitHandlers(const std::map<Lane*, std::vector<std::int32_t>>& going) const {
+        const auto deadline = Clock::now() + kRevokePatience;
+        for (const auto& [lane, numbers] : going) {
+            if (lane->leaving) continue;
+            for (const std::int32_t number : numbers) {
+                lane->assigned[number].partition->WaitReleased(deadline);
+            }
+        }
+    }
+
+    static void DropPartitions(Lane& lane) {
+        if (lane.assigned.empty()) return;
+        for (const auto& [number, assigned] : lane.assigned) {
+            assigned.partition->Seal();
+            lane.stream->SetPartition(number, nullptr);
+        }
+        lane.assigned.clear();
+        lane.stream->WithReceiver([](backend::Receiver& receiver) { receiver.OnStale(); });
+    }
+
+    // -- Messages -------------------------------------------------------------------------------
+
+    // Whether there is more to read at once.
+    bool ReadLanes() {
+        bool more = false;
+        for (const auto& [topic, lane] : lanes_) more = ReadLane(*lane) || more;
+        return more;
+    }
+
+    bool ReadLane(Lane& lane) {
+        if (lane.readable.exchange(false)) lane.unread = true;
+        if (!lane.unread || lane.queue == nullptr || lane.stream->Stopped()) return false;
+        const std::size_t room = Room(lane);
+        if (room == 0) return false;
+        const auto count = rd_kafka_consume_batch_queue(lane.queue.get(), 0, batch_.data(), room);
+        // Less than asked for: it was empty, and what comes now announces itself.
+        lane.unread = count >= 0 && static_cast<std::size_t>(count) == room;
+        if (count <= 0) return lane.unread;
+        lane.stream->WithReceiver([&](backend::Receiver& receiver) {
+            for (std::size_t i = 0; i < static_cast<std::size_t>(count); ++i) {
+                const Owned<rd_kafka_message_t> message{batch_[i]};
+                Take(lane, receiver, *message);
+            }
+        });
+        return lane.unread;
+    }
+
+    // How many messages may be read now: 0 until a batch of credit has come together, or what there
+    // is has waited a little.
+    std::size_t Room(Lane& lane) {
+        if (TooFarAhead(lane)) {
+            lane.resume_at = Clock::time_point::max();
+            return 0;
+        }
+        Credit& credit = lane.stream->credit();
+        std::size_t available = credit.Available();
+        if (available == 0 || credit.Starved()) {
+            credit.SetStarved(true);
+            available = credit.Available();
+            if (available == 0) return 0;
+            if (available < credit.batch()) {
+                const auto now = Clock::now();
+                if (lane.resume_at == Clock::time_point::max()) lane.resume_at = now + kCreditPause;
+                if (now < lane.resume_at) return 0;
+            }
+            credit.SetStarved(false);
+            lane.resume_at = Clock::time_point::max();
+        }
+        return std::min(available, kBatch);
+    }
+
+    // One message that is never settled would have all behind it remembered for ever.
+    static bool TooFarAhead(const Lane& lane) {
+        return std::any_of(lane.assigned.begin(), lane.assigned.end(), [](const auto& entry) {
+            return entry.second.partition->Window() >= kMostRemembered;
+        });
+    }
+
+    void Take(Lane& lane, backend::Receiver& receiver, const rd_kafka_message_t& record) {
+        if (record.err != RD_KAFKA_RESP_ERR_NO_ERROR &&
+            record.err != RD_KAFKA_RESP_ERR__PARTITION_EOF) {
+            OnTrouble(record);
+            return;
+        }
+        const auto found = lane.assigned.find(record.partition);
+        if (found == lane.assigned.end() || lane.stream->Stopped()) return;
+        if (record.err == RD_KAFKA_RESP_ERR__PARTITION_EOF) {
+            if (found->second.partition->ReachEnd(record.offset)) waker_->SetDirty();
+            return;
+        }
+        if (!found->second.partition->Deliver(record.offset)) {
+            found->second.partition->Seal();
+            Renew(lane, record.partition);
+            receiver.OnStale();
+            found->second.partition->Deliver(record.offset);
+        }
+        lane.stream->credit().Take();
+        if (!found->second.stored) waker_->SetDirty();
+        auto inbound = std::make_unique<Inbound>(lane.stream, found->second.partition, record.offset);
+        const bool real = ReadRecord(record, *inbound);
+        Message& message = inbound->message;
+        message.topic = lane.stream->destination().topic;
+        message.redelivered =
+            lane.stream->received().Again(record.partition, record.offset) || message.redelivered;
+        if (real) {
+            receiver.OnDelivery(std::move(inbound));
+        } else {
+            inbound->Settle();
+        }
+    }
+
+    // -- Positions ------------------------------------------------------------------------------
+
+    static void AddPosition(rd_kafka_topic_partition_list_t& list, const Assigned& assigned,
+                            const std::optional<std::int64_t>& known) {
+        const auto position = assigned.partition->GetProgress().position;
+        if (!position || position == known) return;
+        rd_kafka_topic_partition_list_add(&list, assigned.partition->topic().c_str(),
+                                          assigned.partition->number())
+            ->offset = *position;
+    }
+
+    // Hands the positions to librdkafka, which commits them every auto.commit.interval.ms, unless the
+    // group is rebalancing: a commit of a generation that has passed would cost the whole assignment.
+    void StoreWhenDue() {
+        const auto now = Clock::now();
+        if (handle_ == nullptr || !waker_->dirty.load() || now < store_at_) return;
+        waker_->dirty.store(false);
+        store_at_ = now + kStoreInterval;
+        const auto list = MakeList();
+        for (const auto& [topic, lane] : lanes_) {
+            for (const auto& [number, assigned] : lane->assigned) {
+                AddPosition(*list, assigned, assigned.stored);
+            }
+        }
+        Store(*list);
+    }
+
+    void Store(rd_kafka_topic_partition_list_t& list) {
+        if (list.cnt == 0) return;
+        rd_kafka_offsets_store(handle_->get(), &list);
+        for (int i = 0; i < list.cnt; ++i) {
+            Assigned* const assigned = FindAssigned(list.elems[i]);
+            if (assigned == nullptr || list.elems[i].err != RD_KAFKA_RESP_ERR_NO_ERROR) continue;
+            assigned->stored = list.elems[i].offset;
+        }
+    }
+
+    [[nodiscard]] bool CanCommit() const {
+        return handle_ != nullptr && handle_->connectivity().CoordinatorUp();
+    }
+
+    // At the end of an assignment, when librdkafka waits for us and the generation is the present one.
+    void CommitNow(const std::map<Lane*, std::vector<std::int32_t>>& going) {
+        const auto list = MakeList();
+        for (const auto& [lane, numbers] : going) {
+            for (const std::int32_t number : numbers) {
+                const Assigned& assigned = lane->assigned[number];
+                AddPosition(*list, assigned, assigned.committed);
+            }
+        }
+        if (list->cnt == 0) return;
+        Store(*list);
+        if (!CanCommit()) return;
+        const Owned<rd_kafka_queue_t> queue{rd_kafka_queue_new(handle_->get())};
+        rd_kafka_commit_queue(handle_->get(), list.get(), queue.get(), nullptr, nullptr);
+        const Owned<rd_kafka_event_t> event{rd_kafka_queue_poll(
+            queue.get(), RemainingMs(std::min(closing_by_, Clock::now() + kCommitPatience)))};
+        if (event == nullptr) {
+            NoteCommitted(RD_KAFKA_RESP_ERR__TIMED_OUT, nullptr);
+        } else {
+            NoteCommitted(rd_kafka_event_error(event.get()),
+                          rd_kafka_event_topic_partition_list(event.get()));
+        }
+    }
+
+    void NoteCommitted(rd_kafka_resp_err_t error, const rd_kafka_topic_partition_list_t* offsets) {
+        for (int i = 0; offsets != nullptr && i < offsets->cnt; ++i) {
+            const rd_kafka_topic_partition_t& entry = offsets->elems[i];
+            Assigned* const assigned = FindAssigned(entry);
+            if (assigned == nullptr || entry.offset < 0) continue;
+            if (error != RD_KAFKA_RESP_ERR_NO_ERROR || entry.err != RD_KAFKA_RESP_ERR_NO_ERROR)
+                continue;
+            assigned->committed = entry.offset;
+        }
+        if (error == RD_KAFKA_RESP_ERR_NO_ERROR || error == RD_KAFKA_RESP_ERR__NO_OFFSET) return;
+        broker_->Log(LogLevel::kInfo, "group '" + group_ + "': positions were not committed: " +
+                                          rd_kafka_err2str(error));
+    }
+
+    Assigned* FindAssigned(const rd_kafka_topic_partition_t& entry) {
+        Lane* const lane = FindLane(entry.topic);
+        if (lane == nullptr) return nullptr;
+        const auto found = lane->assigned.find(entry.partition);
+        return found == lane->assigned.end() ? nullptr : &found->second;
+    }
+
+    // -- Leaving --------------------------------------------------------------------------------
+
+    // A topic has been left when its partitions are gone; at its time also without.
+    void FinishLeaving() {
+        std::vector<std::shared_ptr<Stream>> left;
+        for (auto entry = lanes_.begin(); entry != lanes_.end();) {
+            Lane& lane = *entry->second;
+            const bool gone = lane.assigned.empty() && !subscribed_.contains(entry->first);
+            if (!lane.leaving || (!gone && Clock::now() < lane.leave_by)) {
+                ++entry;
+                continue;
+            }
+            DropPartitions(lane);
+            CloseQueue(lane.queue);
+            left.push_back(lane.stream);
+            entry = lanes_.erase(entry);
+        }
+        if (!left.empty()) SetLeft(left);
+    }
+
+    void SetLeft(const std::vector<std::shared_ptr<Stream>>& left) {
+        {
+            const std::lock_guard lock{mutex_};
+            for (const auto& stream : left) streams_.erase(stream->destination().address);
+        }
+        for (const auto& stream : left) stream->SetLeft();
+    }
+
+    // The last one turns off the light.
+    void Leave() {
+        closing_by_ = Clock::now() + kGrace;
+        std::vector<std::shared_ptr<Stream>> left;
+        for (const auto& [topic, lane] : lanes_) {
+            closing_by_ = std::max(closing_by_, lane->leave_by);
+            left.push_back(lane->stream);
+        }
+        // Without a coordinator there is nobody to tell.
+        if (CanCommit()) LeaveGroup();
+        for (const auto& [topic, lane] : lanes_) DropPartitions(*lane);
+        SetLeft(left);
+        Stop();
+    }
+
+    void LeaveGroup() {
+        const Owned<rd_kafka_queue_t> queue{rd_kafka_queue_new(handle_->get())};
+        rd_kafka_queue_cb_event_enable(main_queue_.get(), nullptr, nullptr);
+        DropPostponed();
+        const Owned<rd_kafka_error_t> error{rd_kafka_consumer_close_queue(handle_->get(), queue.get())};
+        if (error != nullptr) return;
+        constexpr int kSlice = 100;
+        while (rd_kafka_consumer_closed(handle_->get()) == 0 && Clock::now() < closing_by_) {
+            rd_kafka_queue_poll_callback(queue.get(), std::min(RemainingMs(closing_by_), kSlice));
+        }
+    }
+
+    // -- What others see ------------------------------------------------------------------------
+
+    // A topic that this client has created, and that the cluster does not know yet, is on its way.
+    [[nodiscard]] bool IsRefusal(const Error& trouble) const {
+        const bool coming = trouble.code() == ErrorCode::kNotFound && broker_->options.declare;
+        return !coming && trouble.code() != ErrorCode::kUnavailable &&
+               trouble.code() != ErrorCode::kTimeout;
+    }
+
+    void ShowStates() {
+        const bool up = handle_ != nullptr && handle_->connectivity().AnyUp();
+        been_up_ = been_up_ || up;
+        ErrorPtr down;
+        if (handle_ != nullptr && !up && been_up_) {
+            down = std::make_shared<Error>(handle_->Unavailable("no connection"));
+        }
+        for (const auto& [topic, lane] : lanes_) {
+            if (lane->leaving) continue;
+            if (lane->trouble != nullptr) {
+                const bool refused = IsRefusal(*lane->trouble);
+                lane->stream->SetState(refused ? Phase::kRefused : Phase::kRetrying, lane->trouble);
+            } else if (down != nullptr) {
+                lane->stream->SetState(Phase::kRetrying, down);
+            } else if (lane->active) {
+                lane->stream->SetState(Phase::kActive);
+            } else if (lane->stream->State().phase == Phase::kActive) {
+                lane->stream->SetState(Phase::kRetrying, Expelled());
+            }
+        }
+    }
+
+    [[nodiscard]] ErrorPtr Expelled() const {
+        return std::make_shared<Error>(
+            ErrorCode::kUnavailable,
+            broker_->Text("group '" + group_ + "' has gone on without this member, which joins again"));
+    }
+
+    [[nodiscard]] Clock::time_point NextWake() const {
+        auto next = Clock::now() + kTick;
+        if (handle_ != nullptr && waker_->dirty.load()) next = std::min(next, store_at_);
+        if (handle_ == nullptr && resubscribe_) next = std::min(next, start_at_);
+        next = std::min(next, gather_until_);
+        for (const auto& [topic, lane] : lanes_) {
+            if (!lane->stream->Stopped()) next = std::min(next, lane->resume_at);
+            if (lane->admission == Admission::kWaiting) next = std::min(next, lane->ask_at);
+            if (lane->leaving) next = std::min(next, lane->leave_by);
+        }
+        return next;
+    }
+
+    const std::shared_ptr<const Broker> broker_;
+    Admin& admin_;
+    const std::string group_;
+    const std::size_t index_;
+    const std::shared_ptr<Waker> waker_;
+    const std::shared_ptr<Verdicts> verdicts_;
+
+    // Of the thread alone:
+    std::map<std::string, std::unique_ptr<Lane>> lanes_ = {};
+    std::unique_ptr<Handle> handle_ = {};
+    Owned<rd_kafka_queue_t> main_queue_ = {};
+    std::set<std::string> subscribed_ = {};
+    bool resubscribe_ = false;
+    Clock::time_point gather_until_ = Clock::time_point::max();
+    Clock::time_point start_at_ = {};
+    mq::detail::Backoff restart_{milliseconds{500}, milliseconds{10'000}};
+    LogThrottle log_throttle_ = {};
+    bool been_up_ = false;
+    Clock::time_point store_at_ = {};
+    Clock::time_point closing_by_ = Clock::time_point::max();
+    std::array<rd_kafka_message_t*, kBatch> batch_ = {};
+
+    mutable std::mutex mutex_ = {};  // guards everything below, but for joining thread_
+    std::map<std::string, std::shared_ptr<Stream>> streams_ = {};
+    std::vector<std::shared_ptr<Stream>> added_ = {};
+    std::vector<std::pair<std::shared_ptr<Stream>, Clock::time_point>> removed_ = {};
+    bool ending_ = false;
+    bool ended_ = false;
+    std::thread thread_ = {};
+};
+
+/// One subscription, as the layers above hold it.
+class Consumer final : public backend::Consumer {
+public:
+    Consumer(std::shared_ptr<GroupConsumer> group, std::shared_ptr<Stream> stream)
+        : group_(std::move(group)), stream_(std::move(stream)) {}
+
+    ~Consumer() override { Close(Clock::now()); }
+
+    [[nodiscard]] backend::ConsumerState State() const override { return stream_->State(); }
+
+    void Stop() noexcept override { stream_->Stop(); }
+
+    void Close(Clock::time_point deadline) noexcept override {
+        if (closed_.exchange(true)) return;
+        stream_->Stop();
+        group_->Remove(stream_, deadline);
+        stream_->Detach();
+    }
+
+private:
+    const std::shared_ptr<GroupConsumer> group_;
+    const std::shared_ptr<Stream> stream_;
+    std::atomic<bool> closed_{false};
+};
+
+}  // namespace mq::kafka::detail

@@ -1,0 +1,320 @@
+/// @file handle.hpp
+/// One rd_kafka_t with its properties, its log, its connections and its callbacks.
+#pragma once
+
+#include <mq/backend.hpp>
+#include <mq/backends/kafka/connectivity.hpp>
+#include <mq/backends/kafka/native.hpp>
+#include <mq/backends/kafka/options.hpp>
+
+#include <librdkafka/rdkafka.h>
+
+#include <algorithm>
+#include <array>
+#include <chrono>
+#include <cstddef>
+#include <cstdint>
+#include <functional>
+#include <map>
+#include <memory>
+#include <mutex>
+#include <string>
+#include <string_view>
+#include <utility>
+#include <vector>
+
+namespace mq::kafka::detail {
+
+/// What a handle does besides connecting. Called on the thread that polls it.
+class HandleEvents {
+public:
+    virtual void OnReport(const rd_kafka_message_t& /*message*/) noexcept {}
+    virtual void OnRebalance(rd_kafka_resp_err_t /*what*/,
+                             rd_kafka_topic_partition_list_t& /*partitions*/) noexcept {}
+    virtual void OnCommitted(rd_kafka_resp_err_t /*error*/,
+                             const rd_kafka_topic_partition_list_t* /*offsets*/) noexcept {}
+
+protected:
+    ~HandleEvents() = default;
+};
+
+enum class Role : unsigned char { kProducer, kConsumer, kAdmin };
+
+/// The properties of a handle in the order in which they are set: what the adapter would have, what the
+/// URL and the options say, and what the adapter must have.
+class Properties {
+public:
+    static std::vector<Property> Of(const Broker& broker, Role role,
+                                    const std::vector<Property>& required = {}) {
+        std::vector<Property> all = Preferred(broker, role);
+        Append(all, UrlProperties(broker.context.url));
+        Append(all, FromOptions(broker.options, role));
+        Append(all, Required(broker, role));
+        Append(all, required);
+        return all;
+    }
+
+    static std::vector<Property> FromOptions(const Options& options, Role role) {
+        std::vector<Property> all = options.both;
+        Append(all, role == Role::kProducer ? options.producer : options.consumer);
+        return all;
+    }
+
+private:
+    static void Append(std::vector<Property>& all, const std::vector<Property>& more) {
+        all.insert(all.end(), more.begin(), more.end());
+    }
+
+    static std::vector<Property> Preferred(const Broker& broker, Role role) {
+        std::vector<Property> all{
+            {"client.id", broker.context.client_id}, {"log.connection.close", "false"},
+            {"reconnect.backoff.max.ms", "2000"},    {"socket.keepalive.enable", "true"},
+            {"socket.nagle.disable", "true"},
+        };
+        if (role == Role::kProducer) {
+            Append(all, {{"enable.idempotence", "true"},
+                         {"partitioner", "murmur2_random"},
+                         {"message.max.bytes", "16777216"}});
+        }
+        if (role == Role::kConsumer) {
+            Append(all, {{"auto.offset.reset", "earliest"},
+                         {"partition.assignment.strategy", "cooperative-sticky"},
+                         {"auto.commit.interval.ms", "500"},
+                         // A member that died without leaving keeps its partitions for so long.
+                         {"session.timeout.ms", "15000"},
+                         // What a broker that stands still leaves unanswered is given up after it.
+                         {"socket.timeout.ms", "15000"},
+                         {"heartbeat.interval.ms", "1000"},
+                         {"fetch.error.backoff.ms", "100"},
+                         {"queued.max.messages.kbytes", "32768"}});
+        }
+        return all;
+    }
+
+    static std::vector<Property> Required(const Broker& broker, Role role) {
+        const char* const create = broker.options.AutoCreate() ? "true" : "false";
+        if (role == Role::kProducer) {
+            // One request at a time for each broker. With more, a broker that is about to become the
+            // leader of a partition refuses the first and takes the second, of which it cannot tell
+            // that something is missing before it, and librdkafka (seen with 2.0.2) takes that for a
+            // confirm of both.
+            return {{"acks", "all"},
+                    {"max.in.flight.requests.per.connection", "1"},
+                    {"message.timeout.ms", std::to_string(MessageTimeout(broker).count())},
+                    {"allow.auto.create.topics", create},
+                    {"topic.metadata.propagation.max.ms", broker.options.declare ? "10000" : "0"}};
+        }
+        if (role == Role::kConsumer) {
+            return {{"enable.auto.commit", "true"},
+                    {"enable.auto.offset.store", "false"},
+                    {"enable.partition.eof", "true"},
+                    {"allow.auto.create.topics", create}};
+        }
+        // The admin handle asks for what is stored, whether its transaction has ended or not.
+        return {{"allow.auto.create.topics", "false"}, {"isolation.level", "read_uncommitted"}};
+    }
+
+    // librdkafka looks for timed-out messages once a second: a little less than the deadline.
+    static milliseconds MessageTimeout(const Broker& broker) {
+        const milliseconds timeout = broker.context.send_timeout;
+        return std::max(timeout - std::min<milliseconds>(std::chrono::seconds{1}, timeout / 4),
+                        milliseconds{10});
+    }
+};
+
+/// Lets one line of a kind through in a while. Thread-safe.
+class LogThrottle {
+public:
+    bool Allow(const std::string& kind) {
+        constexpr std::chrono::seconds kInterval{10};
+        constexpr std::size_t kMostKinds = 256;
+        const std::lock_guard lock{mutex_};
+        const auto now = Clock::now();
+        if (last_.size() > kMostKinds) last_.clear();
+        const auto [place, added] = last_.try_emplace(kind, now);
+        if (!added && now - place->second < kInterval) return false;
+        place->second = now;
+        return true;
+    }
+
+private:
+    std::mutex mutex_ = {};  // guards last_
+    std::map<std::string, Clock::time_point> last_ = {};
+};
+
+/// One rd_kafka_t, with its log, its connections and its callbacks.
+class Handle {
+public:
+    /// Connects nothing yet. `events` outlives the handle; null for none. `connectivity_changed` is
+    /// called on threads of librdkafka that hold locks of its own.
+    /// @throws Error (kConfig) where librdkafka does not take the properties.
+    Handle(std::shared_ptr<const Broker> broker, Role role, const std::vector<Property>& properties,
+           HandleEvents* events, std::function<void()> connectivity_changed = {})
+        : broker_(std::move(broker)), events_(events), connectivity_(std::move(connectivity_changed)) {
+        Owned<rd_kafka_conf_t> conf{rd_kafka_conf_new()};
+        if (const std::string problem = Configure(*conf, properties); !problem.empty()) {
+            throw ConfigError(problem);
+        }
+        const bool oauth = SetCallbacks(*conf, role);
+        std::array<char, 512> text{};
+        rk_ = rd_kafka_new(TypeOf(role), conf.get(), text.data(), text.size());
+        // Where librdkafka 2.0 fails after its interceptors have been added, it leaves a conf that
+        // cannot be destroyed.
+        if (rk_ != nullptr || watched_) static_cast<void>(conf.release());
+        if (rk_ == nullptr) throw ConfigError(text.data());
+        // The token is then refreshed whether or not anybody polls.
+        if (oauth) Owned<rd_kafka_error_t>{rd_kafka_sasl_background_callbacks_enable(rk_)};
+    }
+
+    Handle(const Handle&) = delete;
+    Handle& operator=(const Handle&) = delete;
+
+    /// What was made of the handle (queues, topics, messages) is destroyed before.
+    ~Handle() { rd_kafka_destroy_flags(rk_, RD_KAFKA_DESTROY_F_NO_CONSUMER_CLOSE); }
+
+    [[nodiscard]] rd_kafka_t* get() const noexcept { return rk_; }
+    [[nodiscard]] Connectivity& connectivity() noexcept { return connectivity_; }
+    [[nodiscard]] const Connectivity& connectivity() const noexcept { return connectivity_; }
+
+    /// Why there is no connection: the last failure, in librdkafka's words.
+    [[nodiscard]] Error Unavailable(const std::string& what) const {
+        const Connectivity::Failure failure = connectivity_.LastFailure();
+        const auto code = static_cast<rd_kafka_resp_err_t>(failure.code);
+        const bool denied = failure.code != 0 && CodeOf(code) == ErrorCode::kAccessDenied;
+        const std::string text = failure.text.empty() ? "no broker is connected" : failure.text;
+        return {denied ? ErrorCode::kAccessDenied : ErrorCode::kUnavailable,
+                broker_->Text(what + ": " + text),
+                Outcome::kNotSent,
+                {failure.code, text}};
+    }
+
+    /// Sets one property; what is wrong with it, empty for nothing. No secret is quoted.
+    static std::string Set(rd_kafka_conf_t& conf, const Property& property) {
+        std::array<char, 512> text{};
+        const auto& [name, value] = property;
+        const auto result =
+            rd_kafka_conf_set(&conf, name.c_str(), value.c_str(), text.data(), text.size());
+        if (result == RD_KAFKA_CONF_OK) return {};
+        if (result == RD_KAFKA_CONF_UNKNOWN) return "librdkafka has no property \"" + name + "\"";
+        if (IsSecret(name)) return "librdkafka does not take this value";
+        return std::string{"librdkafka says: "} + text.data();
+    }
+
+    /// What librdkafka has against properties that are each right by themselves; empty for nothing.
+    /// Without `bootstrap.servers` nothing is connected.
+    static std::string Try(Role role, const std::vector<Property>& properties) {
+        Owned<rd_kafka_conf_t> conf{rd_kafka_conf_new()};
+        std::string problem = Configure(*conf, properties);
+        if (!problem.empty()) return problem;
+        rd_kafka_conf_set_log_cb(conf.get(), nullptr);
+        std::array<char, 512> text{};
+        rd_kafka_t* const rk = rd_kafka_new(TypeOf(role), conf.get(), text.data(), text.size());
+        if (rk == nullptr) return text.data();
+        static_cast<void>(conf.release());
+        rd_kafka_destroy_flags(rk, RD_KAFKA_DESTROY_F_NO_CONSUMER_CLOSE);
+        return {};
+    }
+
+private:
+    static rd_kafka_type_t TypeOf(Role role) {
+        return role == Role::kProducer ? RD_KAFKA_PRODUCER : RD_KAFKA_CONSUMER;
+    }
+
+    [[nodiscard]] Error ConfigError(const std::string& text) const {
+        return {ErrorCode::kConfig, broker_->Text(text)};
+    }
+
+    static std::string Configure(rd_kafka_conf_t& conf, const std::vector<Property>& properties) {
+        for (const Property& property : properties) {
+            const std::string problem = Set(conf, property);
+            if (!problem.empty()) return property.first + ": " + problem;
+        }
+        return {};
+    }
+
+    /// Whether tokens have to be refreshed.
+    bool SetCallbacks(rd_kafka_conf_t& conf, Role role) {
+        rd_kafka_conf_set_opaque(&conf, this);
+        rd_kafka_conf_set_log_cb(&conf, &Handle::OnLog);
+        rd_kafka_conf_set_error_cb(&conf, &Handle::OnError);
+        rd_kafka_conf_interceptor_add_on_new(&conf, "mq", &Handle::OnNew, this);
+        if (role == Role::kProducer) rd_kafka_conf_set_dr_msg_cb(&conf, &Handle::OnReport);
+        if (role == Role::kConsumer) {
+            rd_kafka_conf_set_rebalance_cb(&conf, &Handle::OnRebalance);
+            rd_kafka_conf_set_offset_commit_cb(&conf, &Handle::OnCommitted);
+        }
+        std::array<char, 256> mechanism{};
+        std::size_t size = mechanism.size();
+        const bool oauth =
+            rd_kafka_conf_get(&conf, "sasl.mechanisms", mechanism.data(), &size) == RD_KAFKA_CONF_OK &&
+            std::string_view{mechanism.data()} == "OAUTHBEARER";
+        if (oauth) rd_kafka_conf_enable_sasl_queue(&conf, 1);
+        return oauth;
+    }
+
+    static Handle& Of(void* opaque) { return *static_cast<Handle*>(opaque); }
+
+    static rd_kafka_resp_err_t OnNew(rd_kafka_t* rk, const rd_kafka_conf_t*, void* opaque, char*,
+                                     std::size_t) {
+        Of(opaque).watched_ = true;
+        return rd_kafka_interceptor_add_on_broker_state_change(rk, "mq", &Handle::OnBrokerState,
+                                                               opaque);
+    }
+
+    static rd_kafka_resp_err_t OnBrokerState(rd_kafka_t*, std::int32_t, const char*, const char* host,
+                                             int port, const char* state, void* opaque) {
+        Of(opaque).connectivity_.OnState(host, port, state);
+        return RD_KAFKA_RESP_ERR_NO_ERROR;
+    }
+
+    static void OnLog(const rd_kafka_t* rk, int level, const char* facility, const char* text) {
+        constexpr int kErrors = 3;
+        constexpr int kWarnings = 4;
+        constexpr int kDebug = 7;
+        if (rk == nullptr) return;
+        const std::string_view line{text};
+        // A property of the other role, which an option may well be.
+        if (line.find("and will be ignored by this") != std::string_view::npos) return;
+        Handle& handle = Of(rd_kafka_opaque(rk));
+        const bool routine = std::string_view{facility} == "AUTOCREATE" || line.ends_with(": retrying");
+        if (level <= kWarnings && (routine || !handle.throttle_.Allow(facility))) level = kDebug;
+        const LogLevel mapped = level <= kErrors || level == kWarnings ? LogLevel::kWarning
+                                : level == kDebug                      ? LogLevel::kDebug
+                                                                       : LogLevel::kInfo;
+        handle.broker_->Log(mapped, std::string{facility} + ": " + text);
+    }
+
+    static void OnError(rd_kafka_t*, int code, const char* reason, void* opaque) {
+        Handle& handle = Of(opaque);
+        const auto error = static_cast<rd_kafka_resp_err_t>(code);
+        // What came before it says why.
+        if (error != RD_KAFKA_RESP_ERR__ALL_BROKERS_DOWN) {
+            handle.connectivity_.OnFailure(code, reason);
+        }
+        const bool allowed = handle.throttle_.Allow(rd_kafka_err2name(error));
+        handle.broker_->Log(allowed ? LogLevel::kWarning : LogLevel::kDebug, reason);
+    }
+
+    static void OnReport(rd_kafka_t*, const rd_kafka_message_t* message, void* opaque) {
+        Of(opaque).events_->OnReport(*message);
+    }
+
+    static void OnRebalance(rd_kafka_t*, rd_kafka_resp_err_t what,
+                            rd_kafka_topic_partition_list_t* partitions, void* opaque) {
+        Of(opaque).events_->OnRebalance(what, *partitions);
+    }
+
+    static void OnCommitted(rd_kafka_t*, rd_kafka_resp_err_t error,
+                            rd_kafka_topic_partition_list_t* offsets, void* opaque) {
+        Of(opaque).events_->OnCommitted(error, offsets);
+    }
+
+    const std::shared_ptr<const Broker> broker_;
+    HandleEvents* const events_;
+    Connectivity connectivity_;
+    LogThrottle throttle_ = {};
+    bool watched_ = false;  // the interceptor has been added
+    rd_kafka_t* rk_ = nullptr;
+};
+
+}  // namespace mq::kafka::detail

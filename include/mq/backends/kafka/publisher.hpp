@@ -1,0 +1,243 @@
+/// @file publisher.hpp
+/// The way to one topic: a publication becomes a record in the producer's queue.
+#pragma once
+
+#include <mq/backend.hpp>
+#include <mq/backends/kafka/admin.hpp>
+#include <mq/backends/kafka/record.hpp>
+#include <mq/backends/kafka/sender.hpp>
+
+#include <librdkafka/rdkafka.h>
+
+#include <array>
+#include <atomic>
+#include <chrono>
+#include <cstddef>
+#include <cstdint>
+#include <exception>
+#include <memory>
+#include <mutex>
+#include <string>
+#include <utility>
+#include <vector>
+
+namespace mq::kafka::detail {
+
+/// The way to one topic.
+class Publisher final : public backend::Publisher {
+public:
+    Publisher(std::shared_ptr<const Broker> broker, Sender& sender, Admin& admin,
+              std::shared_ptr<const backend::Destination> destination)
+        : broker_(std::move(broker)),
+          sender_(sender),
+          admin_(admin),
+          destination_(std::move(destination)),
+          trouble_(std::make_shared<Trouble>()) {}
+
+    void Publish(std::unique_ptr<backend::Publication> publication) noexcept override {
+        while (true) {
+            const Line* line = line_.load(std::memory_order_acquire);
+            if (line == nullptr || !line->producer->Enter()) {
+                if (!Renew(publication)) return;
+                continue;
+            }
+            const rd_kafka_resp_err_t error = Produce(*line, publication);
+            line->producer->Leave();
+            if (error == RD_KAFKA_RESP_ERR_NO_ERROR) return;
+            if (!Recover(*line, error, publication)) return;
+        }
+    }
+
+private:
+    /// A producer, and the topic in it.
+    struct Line {
+        std::shared_ptr<Producer> producer = {};
+        rd_kafka_topic_t* topic = nullptr;
+    };
+
+    /// Why the topic does not exist, as far as was found out. Shared with the admin thread.
+    struct Trouble {
+        std::mutex mutex = {};  // guards the rest
+        ErrorPtr error = {};
+        bool asking = false;
+        Clock::time_point ask_again = {};
+    };
+
+    // Takes the publication over where it succeeds.
+    rd_kafka_resp_err_t Produce(const Line& line, std::unique_ptr<backend::Publication>& publication) {
+        if (sender_.IsEarly(publication->deadline)) return ProduceEarly(line, publication);
+        // librdkafka reads the body in place: it stays with the publication until its report.
+        const auto error = Produce(line, *publication, publication.get(), 0);
+        if (error == RD_KAFKA_RESP_ERR_NO_ERROR) static_cast<void>(publication.release());
+        return error;
+    }
+
+    rd_kafka_resp_err_t ProduceEarly(const Line& line,
+                                     std::unique_ptr<backend::Publication>& publication) {
+        const backend::Publication& message = *publication;
+        const EarlyDeadlines::Id id = sender_.early().Add(std::move(publication));
+        const auto error = Produce(line, message, Sender::Tag(id), RD_KAFKA_MSG_F_COPY);
+        if (error != RD_KAFKA_RESP_ERR_NO_ERROR) {
+            publication = sender_.early().Take(id);
+        } else if (sender_.early().Release(id)) {
+            sender_.WakeForDeadline();
+        }
+        return error;
+    }
+
+    static rd_kafka_resp_err_t Produce(const Line& line, const backend::Publication& publication,
+                                       void* opaque, int flags) {
+        const Message& message = publication.message;
+        Owned<rd_kafka_headers_t> headers = MakeHeaders(publication);
+        std::array<rd_kafka_vu_t, 7> fields;
+        std::size_t count = 0;
+        const auto add = [&](rd_kafka_vtype_t type) -> auto& {
+            fields[count].vtype = type;
+            return fields[count++].u;
+        };
+        add(RD_KAFKA_VTYPE_RKT).rkt = line.topic;
+        add(RD_KAFKA_VTYPE_MSGFLAGS).i = flags;
+        // A body of length 0 is not a missing one.
+        auto& value = add(RD_KAFKA_VTYPE_VALUE).mem;
+        value.ptr = const_cast<char*>(message.body.data());
+        value.size = message.body.size();
+        if (!message.key.empty()) {
+            auto& key = add(RD_KAFKA_VTYPE_KEY).mem;
+            key.ptr = const_cast<char*>(message.key.data());
+            key.size = message.key.size();
+        }
+        add(RD_KAFKA_VTYPE_OPAQUE).ptr = opaque;
+        add(RD_KAFKA_VTYPE_TIMESTAMP).i64 =
+            std::chrono::duration_cast<milliseconds>(message.timestamp.time_since_epoch()).count();
+        add(RD_KAFKA_VTYPE_HEADERS).headers = headers.get();
+        rd_kafka_error_t* const failed = rd_kafka_produceva(line.producer->get(), fields.data(), count);
+        if (failed != nullptr) return rd_kafka_error_code(Owned<rd_kafka_error_t>{failed}.get());
+        static_cast<void>(headers.release());
+        return RD_KAFKA_RESP_ERR_NO_ERROR;
+    }
+
+    // A line to the present producer. False where there is none; the publication is then handed back.
+    bool Renew(std::unique_ptr<backend::Publication>& publication) noexcept {
+        try {
+            const std::lock_guard lock{mutex_};
+            const auto producer = sender_.Current();
+            if (!producer->Enter()) return true;
+            auto line = std::make_unique<Line>(Line{producer, producer->Topic(destination_->address)});
+            producer->Leave();
+            if (line->topic == nullptr) {
+                throw MakeError(*broker_, "topic '" + destination_->address + "'",
+                                rd_kafka_last_error());
+            }
+            if (broker_->options.declare) AskForTopic(*line);
+            lines_.push_back(std::move(line));
+            line_.store(lines_.back().get(), std::memory_order_release);
+            return true;
+        } catch (const Error& error) {
+            sender_.Fail(std::move(publication), error);
+        } catch (const std::exception& error) {
+            sender_.Fail(std::move(publication),
+                         Error{ErrorCode::kInternal, broker_->Text(error.what())});
+        }
+        return false;
+    }
+
+    // Whether to try again; else the publication is with somebody else.
+    bool Recover(const Line& line, rd_kafka_resp_err_t error,
+                 std::unique_ptr<backend::Publication>& publication) noexcept {
+        if (Clock::now() < publication->deadline) {
+            if (error == RD_KAFKA_RESP_ERR__QUEUE_FULL) return AwaitRoom(line, publication);
+            if (error == RD_KAFKA_RESP_ERR__FATAL) return AwaitRetirement(line, *publication);
+        }
+        const std::string what = "sending to '" + destination_->address + "'";
+        if (error == RD_KAFKA_RESP_ERR__QUEUE_FULL) {
+            sender_.Fail(std::move(publication),
+                         Error{ErrorCode::kTimeout,
+                               broker_->Text(what + ": the producer's queue stayed full"),
+                               Outcome::kNotSent,
+                               {error, rd_kafka_err2str(error)}});
+            return false;
+        }
+        Error reason = MakeError(*broker_, what, error);
+        if (reason.code() == ErrorCode::kNotFound) {
+            AskForTopic(line);
+            if (const ErrorPtr known = LastTrouble()) reason = *known;
+        }
+        sender_.Fail(std::move(publication), std::move(reason));
+        return false;
+    }
+
+    // Tries until it is taken. Registered as waiting before each attempt, so that no room is missed.
+    bool AwaitRoom(const Line& line, std::unique_ptr<backend::Publication>& publication) noexcept {
+        const Sender::RoomWaiter waiter{sender_};
+        while (true) {
+            const std::uint64_t seen = waiter.Seen();
+            if (!line.producer->Enter()) return true;
+            const auto deadline = publication->deadline;
+            const rd_kafka_resp_err_t error = Produce(line, publication);
+            line.producer->Leave();
+            if (error == RD_KAFKA_RESP_ERR_NO_ERROR) return false;
+            if (error != RD_KAFKA_RESP_ERR__QUEUE_FULL) return true;
+            if (Clock::now() >= deadline) return Recover(line, error, publication);
+            waiter.Wait(seen, deadline);
+        }
+    }
+
+    // The thread that polls the producer is about to find out.
+    bool AwaitRetirement(const Line& line, const backend::Publication& publication) noexcept {
+        const Sender::RoomWaiter waiter{sender_};
+        while (Clock::now() < publication.deadline) {
+            const std::uint64_t seen = waiter.Seen();
+            if (line.producer->Retired()) break;
+            waiter.Wait(seen, publication.deadline);
+        }
+        return true;
+    }
+
+    // Not more than once a second.
+    void AskForTopic(const Line& line) {
+        {
+            const std::lock_guard lock{trouble_->mutex};
+            if (trouble_->asking || Clock::now() < trouble_->ask_again) return;
+            trouble_->asking = true;
+            trouble_->ask_again = Clock::now() + std::chrono::seconds{1};
+        }
+        admin_.Ensure(destination_->address, [trouble = trouble_, line](const Admin::Verdict& verdict) {
+            {
+                const std::lock_guard lock{trouble->mutex};
+                trouble->asking = false;
+                trouble->error = verdict.error;
+            }
+            if (verdict.created) TellProducer(line);
+        });
+    }
+
+    // By itself, librdkafka looks for a missing topic once a second.
+    static void TellProducer(const Line& line) {
+        constexpr int kPatienceMs = 500;
+        if (!line.producer->Enter()) return;
+        const rd_kafka_metadata_t* metadata = nullptr;
+        if (rd_kafka_metadata(line.producer->get(), 0, line.topic, &metadata, kPatienceMs) ==
+            RD_KAFKA_RESP_ERR_NO_ERROR) {
+            const Owned<const rd_kafka_metadata_t> owned{metadata};
+        }
+        line.producer->Leave();
+    }
+
+    [[nodiscard]] ErrorPtr LastTrouble() const {
+        const std::lock_guard lock{trouble_->mutex};
+        return trouble_->error;
+    }
+
+    const std::shared_ptr<const Broker> broker_;
+    Sender& sender_;
+    Admin& admin_;
+    const std::shared_ptr<const backend::Destination> destination_;
+    const std::shared_ptr<Trouble> trouble_;
+
+    std::atomic<const Line*> line_{nullptr};
+    std::mutex mutex_ = {};  // guards lines_
+    // One for each producer that there has been: a send under way may still look at an older one.
+    std::vector<std::unique_ptr<const Line>> lines_ = {};
+};
+
+}  // namespace mq::kafka::detail

@@ -1,0 +1,253 @@
+/// @file rabbitmq.hpp
+/// RabbitMQ, over rabbitmq-c: including this header makes `amqp://` and `amqps://` brokers available.
+/// A topic is a durable exchange and a group a durable queue bound to it; messages travel in AMQP's
+/// native form. The only header that includes the client library.
+///
+/// **URL.** `amqp://USER:PASSWORD@HOST:PORT,HOST:PORT/VHOST`, guest by default, ports 5672 and 5671
+/// (amqps). Several hosts are tried in turn. An absent or empty VHOST is "/". **Options** are those of
+/// mq::rabbitmq::Options, by the same names, and tls.verify, tls.ca, tls.cert and tls.key.
+///
+/// **Addresses.** `NAME` or `exchange://NAME` is an exchange, with the queue `NAME.GROUP` (option
+/// queue_name) for each group. `queue://NAME` is one queue, fed through the default exchange: every
+/// group that names it shares it. What exists is used as it is; what is missing is declared, durable,
+/// unless the option declare is false.
+///
+/// **Outcomes.** A message that no queue takes is kUnroutable. basic.nack is kRefused with an unknown
+/// outcome: one of several queues may have taken the message. A channel that the broker closes is
+/// opened again, and what was in flight is repeated one by one, so that the message over which it was
+/// closed is the one that fails.
+///
+/// **Backlog.** AMQP tells the messages that are ready, and the number of consumers, but not what other
+/// processes hold unsettled. CheckBacklog is exact where all consumers of the queue are this client's
+/// own, and for ordered topics, where it asks the active member by a probe (probing.hpp).
+#pragma once
+
+#if __has_include(<rabbitmq-c/amqp.h>)
+#include <rabbitmq-c/amqp.h>
+#include <rabbitmq-c/framing.h>
+#include <rabbitmq-c/ssl_socket.h>
+#include <rabbitmq-c/tcp_socket.h>
+#else
+#include <amqp.h>
+#include <amqp_framing.h>
+#include <amqp_ssl_socket.h>
+#include <amqp_tcp_socket.h>
+#endif
+
+#include <mq/backend.hpp>
+#include <mq/backends/rabbitmq/consuming.hpp>
+#include <mq/backends/rabbitmq/options.hpp>
+#include <mq/backends/rabbitmq/probing.hpp>
+#include <mq/backends/rabbitmq/publishing.hpp>
+#include <mq/backends/rabbitmq/topology.hpp>
+
+#include <algorithm>
+#include <chrono>
+#include <cstddef>
+#include <cstdint>
+#include <exception>
+#include <map>
+#include <memory>
+#include <mutex>
+#include <string>
+#include <utility>
+#include <vector>
+
+namespace mq::rabbitmq {
+namespace detail {
+
+class DestinationPublisher final : public backend::Publisher {
+public:
+    DestinationPublisher(PublishingLoop& loop, Route* route) : loop_(loop), route_(route) {}
+
+    void Publish(std::unique_ptr<backend::Publication> publication) noexcept override {
+        loop_.Submit(std::move(publication), route_);
+    }
+
+private:
+    PublishingLoop& loop_;
+    Route* route_;
+};
+
+}  // namespace detail
+
+/// One RabbitMQ: a publishing and a consuming connection with a thread each, and one for probes, made
+/// when first needed.
+class Backend final : public backend::Backend {
+public:
+    /// @throws Error (kConfig) where an option is wrong, (kInternal) where the process has no file
+    /// descriptors left.
+    explicit Backend(backend::Context context)
+        : settings_(MakeSettings(std::move(context))),
+          publishing_(settings_),
+          probing_(settings_),
+          consuming_(settings_, probing_) {
+        if (settings_->context.url.scheme == "amqps" && !settings_->options.tls_verify) {
+            settings_->context.log(
+                LogLevel::kWarning,
+                settings_->broker + ": tls.verify is off: anybody can pretend to be this broker");
+        }
+    }
+
+    Backend(const Backend&) = delete;
+    Backend& operator=(const Backend&) = delete;
+    ~Backend() override { Close(backend::Clock::now()); }
+
+    std::unique_ptr<backend::Publisher> MakePublisher(
+        std::shared_ptr<const backend::Destination> destination) override {
+        return std::make_unique<detail::DestinationPublisher>(
+            publishing_, publishing_.RouteTo(std::move(destination)));
+    }
+
+    std::unique_ptr<backend::Consumer> Subscribe(backend::Subscribing subscribing,
+                                                 std::shared_ptr<backend::Receiver> receiver) override {
+        return consuming_.Subscribe(std::move(subscribing), std::move(receiver));
+    }
+
+    backend::Listening CheckListening(const backend::Destination& destination, const std::string& group,
+                                      backend::Clock::time_point deadline) noexcept override;
+
+    backend::Backlog CheckBacklog(const backend::Destination& destination, const std::string& group,
+                                  backend::Clock::time_point deadline) noexcept override;
+
+    void Close(backend::Clock::time_point deadline) noexcept override {
+        publishing_.Close(deadline);
+        consuming_.Close();
+        probing_.Close();
+    }
+
+private:
+    static std::shared_ptr<const detail::Settings> MakeSettings(backend::Context context) {
+        detail::Settings settings;
+        std::vector<ConfigProblem> problems = Check(context.url, context.options);
+        if (!problems.empty()) {
+            throw Error(ErrorCode::kConfig, problems.front().key + ": " + problems.front().text);
+        }
+        settings.options = ReadOptions(context.options, problems);
+        settings.broker = "RabbitMQ \"" + context.name + "\"";
+        settings.context = std::move(context);
+        return std::make_shared<const detail::Settings>(std::move(settings));
+    }
+
+    detail::Inquiry::Answer Ask(const std::shared_ptr<detail::Inquiry>& inquiry,
+                                backend::Clock::time_point deadline);
+
+    const std::shared_ptr<const detail::Settings> settings_;
+    void AskOthers(const std::string& queue, backend::Clock::time_point deadline,
+                   backend::Backlog& backlog);
+
+    detail::PublishingLoop publishing_;
+    detail::ProbingLoop probing_;
+    detail::ConsumingLoop consuming_;
+};
+
+// The consuming connection knows what our own consumers hold, so it is asked first. A client that only
+// publishes asks by its publishing connection, and one that does neither connects now.
+inline detail::Inquiry::Answer Backend::Ask(const std::shared_ptr<detail::Inquiry>& inquiry,
+                                            backend::Clock::time_point deadline) {
+    detail::Inquiry::Answer failed;
+    const bool publishes_only = !consuming_.Started() && publishing_.Started();
+    if (!consuming_.Started() && !publishing_.Started()) consuming_.Start();
+    detail::Mailbox& mailbox = publishes_only ? publishing_.Questions() : consuming_.Questions();
+    if (!mailbox.Ask(inquiry)) {
+        failed.failure = Failure{
+            ErrorCode::kUnavailable,
+            settings_->broker + ": there is no connection to ask by: " + mailbox.WhyNotConnected(),
+            {}};
+        return failed;
+    }
+    if (auto answer = inquiry->Wait(deadline)) return *std::move(answer);
+    failed.failure =
+        Failure{ErrorCode::kTimeout, settings_->broker + ": no answer before the deadline", {}};
+    return failed;
+}
+
+inline backend::Listening Backend::CheckListening(const backend::Destination& destination,
+                                                  const std::string& group,
+                                                  backend::Clock::time_point deadline) noexcept {
+    using Answer = backend::Listening::Answer;
+    try {
+        const Topology topology{destination, settings_->options};
+        if (group.empty()) {
+            if (consuming_.Consumes(destination.address)) return {Answer::kYes, {}};
+            return {Answer::kUnknown, settings_->broker + " cannot tell which groups there are for " +
+                                          destination.address + ": name them in the topic's `groups`"};
+        }
+        const auto inquiry = std::make_shared<detail::Inquiry>(topology.Queue(group), false);
+        if (topology.HasExchange() && settings_->options.declare) {
+            inquiry->exchange = topology.Exchange();
+            inquiry->binding_key = topology.BindingKey(group);
+        }
+        const auto answer = Ask(inquiry, deadline);
+        if (answer.failure && answer.failure->code == ErrorCode::kNotFound) {
+            return {Answer::kNo, "group " + group + ": " + answer.failure->text};
+        }
+        if (answer.failure) return {Answer::kUnknown, answer.failure->text};
+        if (answer.consumers > 0) return {Answer::kYes, {}};
+        return {Answer::kNo, settings_->broker + ": nobody consumes the queue " + inquiry->queue +
+                                 " of the group " + group};
+    } catch (const std::exception& error) {
+        return {Answer::kUnknown, error.what()};
+    }
+}
+
+inline backend::Backlog Backend::CheckBacklog(const backend::Destination& destination,
+                                              const std::string& group,
+                                              backend::Clock::time_point deadline) noexcept {
+    backend::Backlog backlog;
+    using Answer = backend::Backlog::Answer;
+    try {
+        const Topology topology{destination, settings_->options};
+        const auto inquiry = std::make_shared<detail::Inquiry>(topology.Queue(group), true);
+        const auto answer = Ask(inquiry, deadline);
+        if (answer.failure && answer.failure->code == ErrorCode::kNotFound) {
+            backlog.answer = Answer::kDrained;
+            backlog.exact = true;
+            return backlog;
+        }
+        if (answer.failure) {
+            backlog.reason = answer.failure->text;
+            return backlog;
+        }
+        backlog.messages = answer.ready + answer.own_unsettled;
+        backlog.answer = backlog.messages > 0 ? Answer::kNotDrained : Answer::kDrained;
+        backlog.exact = answer.consumers == answer.own_consumers;
+        if (!backlog.exact) {
+            backlog.reason =
+                settings_->broker + ": the queue " + inquiry->queue +
+                " has consumers elsewhere, and AMQP does not tell what they hold unsettled";
+            if (destination.ordered) AskOthers(inquiry->queue, deadline, backlog);
+        }
+    } catch (const std::exception& error) {
+        backlog.reason = error.what();
+    }
+    return backlog;
+}
+
+// Nothing is ready, perhaps, and nothing held here: the member that is active elsewhere has the last
+// word.
+inline void Backend::AskOthers(const std::string& queue, backend::Clock::time_point deadline,
+                               backend::Backlog& backlog) {
+    using Answer = backend::Backlog::Answer;
+    // An answer takes a round trip where the member is idle; else it is there by a later call.
+    constexpr std::chrono::milliseconds kPatience{100};
+    const auto begin = backend::Clock::now();
+    const auto answer = probing_.Ask(queue, std::min(deadline, begin + kPatience));
+    if (!answer.may_ask) return;
+    backlog.settled_before = answer.settled_before;
+    backlog.exact = answer.settled_before >= begin;
+    if (backlog.exact || backlog.answer != Answer::kDrained) return;
+    backlog.answer = Answer::kUnknown;
+    backlog.reason = settings_->broker + ": the active member of the queue " + queue +
+                     " has not settled what it holds, or does not answer";
+}
+
+inline std::unique_ptr<backend::Backend> MakeBackend(backend::Context context) {
+    return std::make_unique<Backend>(std::move(context));
+}
+
+/// Makes the kind available to every program that includes this header.
+inline const bool kRegistered =
+    backend::Registry::Instance().Add({"rabbitmq", {"amqp", "amqps"}, &Check, &MakeBackend});
+
+}  // namespace mq::rabbitmq

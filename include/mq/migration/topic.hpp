@@ -1,0 +1,992 @@
+/// @file topic.hpp
+/// A topic of one client: its two sides, its subscriptions, and the walk from the rung where the client
+/// is to the one that the config asks for. Every step waits for its guard; the send path never waits
+/// for a step.
+///
+/// The walk is driven by one thread, the walker, which calls Advance. Everybody else only says what
+/// they want (SetPolicy, Configure, Subscribe) and wakes it.
+#pragma once
+
+#include <mq/config.hpp>
+#include <mq/detail/backoff.hpp>
+#include <mq/detail/signal.hpp>
+#include <mq/migration/guards.hpp>
+#include <mq/migration/ladder.hpp>
+#include <mq/migration/listener.hpp>
+#include <mq/migration/router.hpp>
+#include <mq/migration/sender.hpp>
+#include <mq/runtime/broker_link.hpp>
+#include <mq/runtime/dedup_window.hpp>
+#include <mq/status.hpp>
+
+#include <algorithm>
+#include <array>
+#include <chrono>
+#include <cstddef>
+#include <functional>
+#include <map>
+#include <memory>
+#include <mutex>
+#include <optional>
+#include <set>
+#include <string>
+#include <utility>
+#include <vector>
+
+namespace mq::migration {
+
+/// Finds the link of a broker of the config. Every broker that a checked config names has one.
+using FindLink = std::function<runtime::BrokerLink&(const std::string& broker)>;
+
+/// Thread-safe, but for Advance.
+class Topic {
+public:
+    Topic(std::string name, const TopicConfig& config, const FindLink& find_link,
+          const runtime::Shared& shared, detail::Signal& signal)
+        : name_(std::move(name)),
+          shared_(shared),
+          wake_(signal),
+          router_(name_, shared),
+          config_(config),
+          policy_(config.broker.empty() ? config.policy : Policy::kOld),
+          // What was asked of the service before it started, in the middle of a walk, it cannot know.
+          has_been_lowered_(policy_ == Policy::kDualSubscribe || policy_ == Policy::kNewPublish),
+          stage_(policy_),
+          published_to_(PublishSide(stage_)) {
+        MakeSide(Side::kOld, config.broker.empty() ? config.old_broker : config.broker,
+                 config.broker.empty() ? config.old_address : config.address, find_link);
+        if (config.broker.empty()) {
+            MakeSide(Side::kNew, config.new_broker, config.new_address, find_link);
+        }
+        for (const Side side : kSides) {
+            At(side).attached = At(side).link != nullptr && Subscribes(stage_, side);
+        }
+        PointTo(stage_);
+    }
+
+    Topic(const Topic&) = delete;
+    Topic& operator=(const Topic&) = delete;
+
+    [[nodiscard]] const std::string& name() const noexcept { return name_; }
+
+    /// Sends a message by the present route; see Router::Send.
+    void Send(std::unique_ptr<runtime::Sending> sending) noexcept { router_.Send(std::move(sending)); }
+
+    /// Adds a subscription and attaches it to the sides that the topic listens to.
+    /// @throws Error where the client is closed, or an adapter cannot subscribe at all.
+    void Subscribe(const std::shared_ptr<Listener>& listener) {
+        const std::lock_guard lock{mutex_};
+        if (closed_) throw Error{ErrorCode::kClosed, "topic " + name_ + ": the client is closed"};
+        listener->SetSettling(config_.order == Order::kKey && config_.guard && config_.broker.empty());
+        ApplyHold(*listener);
+        ApplyDedup(*listener);
+        for (const Side side : kSides) {
+            if (At(side).attached) Attach(*listener, side);
+        }
+        listeners_.push_back(listener);
+        wake_.Raise();
+    }
+
+    /// The side that sends go to at the present rung.
+    [[nodiscard]] Side Primary() const {
+        const std::lock_guard lock{mutex_};
+        return PublishSide(stage_);
+    }
+
+    [[nodiscard]] Order order() const {
+        const std::lock_guard lock{mutex_};
+        return config_.order;
+    }
+
+    /// Sets the rung to walk to.
+    /// @throws Error where the topic has one broker only.
+    void SetPolicy(Policy policy) {
+        const std::lock_guard lock{mutex_};
+        if (At(Side::kNew).link == nullptr) {
+            throw Error{ErrorCode::kInvalidArgument,
+                        "topic " + name_ + " has one broker; give it `old` and `new` to migrate it"};
+        }
+        AimAt(policy);
+        wake_.Raise();
+    }
+
+    /// Why the topic cannot take this config while it runs; nothing where it can.
+    [[nodiscard]] std::optional<std::string> WhyNot(const TopicConfig& config) const {
+        const std::lock_guard lock{mutex_};
+        if (config.order != config_.order && !listeners_.empty()) {
+            return "`order` cannot change while the topic has a subscription; restart the service";
+        }
+        if (!config.broker.empty()) {
+            if (Is(Side::kOld, config.broker, config.address) ||
+                Is(Side::kNew, config.broker, config.address)) {
+                return std::nullopt;
+            }
+            return "the running client knows the topic on other brokers; give it `old` and `new` to "
+                   "move "
+                   "it, or restart the service";
+        }
+        if (!Is(Side::kOld, config.old_broker, config.old_address)) {
+            return "the running client knows the topic with another `old`; restart the service to "
+                   "begin "
+                   "another migration";
+        }
+        if (At(Side::kNew).link != nullptr && !Is(Side::kNew, config.new_broker, config.new_address)) {
+            return "the running client knows the topic with another `new`; restart the service to "
+                   "begin "
+                   "another migration";
+        }
+        return std::nullopt;
+    }
+
+    /// Takes a config for which WhyNot says nothing. Its policy becomes the rung to walk to.
+    void Configure(const TopicConfig& config, const FindLink& find_link) {
+        const std::lock_guard lock{mutex_};
+        if (config.broker.empty() && At(Side::kNew).link == nullptr) {
+            MakeSide(Side::kNew, config.new_broker, config.new_address, find_link);
+            PointTo(stage_);  // there is a sender to tell of now
+        }
+        const bool redirect = config.groups != config_.groups || config.order != config_.order;
+        const bool dedup = config.dedup != config_.dedup || config.dedup_max != config_.dedup_max;
+        config_ = config;
+        if (redirect) Redirect();
+        if (dedup) ResizeDedup();
+        if (config.broker.empty()) {
+            AimAt(config.policy);
+        } else {
+            // A migration that is done, or called off: the topic goes to rest on the broker that is
+            // left.
+            AimAt(Is(Side::kOld, config.broker, config.address) ? Policy::kOld : Policy::kNew);
+        }
+        for (const auto& listener : listeners_) ApplyHold(*listener);
+        wake_.Raise();
+    }
+
+    /// Never blocks on a broker.
+    [[nodiscard]] TopicStatus Status() const {
+        const std::lock_guard lock{mutex_};
+        return {.topic = name_,
+                .policy = policy_,
+                .stage = stage_,
+                .waiting_for = waiting_for_,
+                .failover = failover_,
+                .old_side = StatusOf(Side::kOld),
+                .new_side = StatusOf(Side::kNew)};
+    }
+
+    /// Refuses subscriptions from now on, and hands over those there are, to be closed.
+    std::vector<std::shared_ptr<Listener>> TakeListeners() {
+        const std::lock_guard lock{mutex_};
+        closed_ = true;
+        ForgetClosed();
+        return listeners_;
+    }
+
+    /// Sends fail from now on.
+    void Shut() { router_.Shut(); }
+
+    /// Whether a subscription is open.
+    [[nodiscard]] bool HasListeners() const {
+        const std::lock_guard lock{mutex_};
+        return std::any_of(listeners_.begin(), listeners_.end(),
+                           [](const auto& listener) { return !listener->closed(); });
+    }
+
+    /// Sends that have not ended, on both sides.
+    [[nodiscard]] std::uint64_t InFlight() const {
+        std::uint64_t count = 0;
+        const std::lock_guard lock{mutex_};
+        for (const SideState& side : sides_) {
+            if (side.outlet != nullptr) count += side.outlet->InFlight();
+        }
+        return count;
+    }
+
+    /// Whether the client's signal is raised when a side has nothing in flight any more. Counted: one
+    /// call with false for each with true.
+    void WatchInFlight(bool watched) {
+        const std::lock_guard lock{mutex_};
+        for (const SideState& side : sides_) {
+            if (side.outlet != nullptr) side.outlet->Watch(watched);
+        }
+    }
+
+    /// Whether something was said or has happened since the last Advance.
+    bool TakeWake() noexcept { return wake_.Take(); }
+
+    [[nodiscard]] detail::Wake& wake() noexcept { return wake_; }
+    [[nodiscard]] SeenProducers& producers() noexcept { return producers_; }
+
+    /// Walks as far as the guards allow, and says when to be called again at the latest. Blocks on
+    /// brokers for a few guard timeouts at most. Called by the walker alone.
+    Clock::time_point Advance() noexcept {
+        try {
+            return Walk();
+        } catch (const std::exception& error) {
+            Say(error.what());
+        }
+        return Clock::now() + backoff_.Next();
+    }
+
+private:
+    using Listeners = std::vector<std::shared_ptr<Listener>>;
+
+    static constexpr std::array<Side, 2> kSides{Side::kOld, Side::kNew};
+    static constexpr std::chrono::milliseconds kLook{10};
+    static constexpr std::chrono::milliseconds kFirstLook{10};
+    static constexpr std::chrono::milliseconds kLastLook{250};
+    static constexpr std::chrono::seconds kLeave{5};
+    static constexpr std::chrono::milliseconds kTurn{5000};
+    // How long a service takes at the most to follow a changed file.
+    static constexpr std::chrono::seconds kFollow{1};
+    // How often a side that was left is looked at, at the most.
+    static constexpr std::chrono::milliseconds kLookBack{250};
+    // How often it is asked who listens on the side that may stand in for the other.
+    static constexpr std::chrono::seconds kFailoverCheck{5};
+    static constexpr std::chrono::seconds kFailoverRetry{1};
+
+    struct SideState {
+        runtime::BrokerLink* link = nullptr;  // null where the topic has no such side
+        std::shared_ptr<const backend::Destination> destination = {};
+        std::unique_ptr<runtime::Outlet> outlet = {};
+        bool attached = false;      // the subscriptions take messages from here
+        runtime::Intake past = {};  // of subscriptions that are closed
+        std::optional<std::uint64_t> backlog = {};
+    };
+
+    // What the walker looks at, taken in one go.
+    struct View {
+        bool closed = false;
+        TopicConfig config = {};
+        Policy policy = Policy::kOld;
+        Clock::time_point policy_since = {};
+        bool has_been_lowered = false;
+        Policy stage = Policy::kOld;
+        bool migrates = false;  // the config names two sides
+        Listeners listeners = {};
+        std::array<bool, 2> attached = {};
+        std::optional<Side> hold = {};
+    };
+
+    // The next step and the rung that it leads to.
+    struct Goal {
+        Step step = {};
+        Policy rung = Policy::kOld;
+    };
+
+    // What held messages wait behind: a mark among them, and when it was set.
+    struct Gate {
+        std::uint64_t mark = 0;
+        Clock::time_point since = {};
+    };
+
+    // The gates of one subscription.
+    struct Gates {
+        Gate position = {};              // opens when what was sent before it is known to be settled
+        std::optional<Gate> quiet = {};  // opens when the other side has looked drained for long enough
+    };
+
+    [[nodiscard]] SideState& At(Side side) noexcept { return sides_[static_cast<std::size_t>(side)]; }
+    [[nodiscard]] const SideState& At(Side side) const noexcept {
+        return sides_[static_cast<std::size_t>(side)];
+    }
+
+    // ---- called with mutex_ held, or from the constructor
+
+    void MakeSide(Side side, const std::string& broker, const std::string& address,
+                  const FindLink& find_link) {
+        SideState& state = At(side);
+        state.link = &find_link(broker);
+        state.destination = Describe(address);
+        state.outlet = std::make_unique<runtime::Outlet>(*state.link, state.destination, wake_);
+    }
+
+    [[nodiscard]] std::shared_ptr<const backend::Destination> Describe(
+        const std::string& address) const {
+        return std::make_shared<backend::Destination>(
+            backend::Destination{.topic = name_,
+                                 .address = address.empty() ? name_ : address,
+                                 .groups = config_.groups,
+                                 .ordered = config_.order == Order::kKey});
+    }
+
+    void Redirect() {
+        for (SideState& side : sides_) {
+            if (side.link == nullptr) continue;
+            side.destination = Describe(side.destination->address);
+            side.outlet->Redirect(side.destination);
+        }
+    }
+
+    [[nodiscard]] bool Is(Side side, const std::string& broker, const std::string& address) const {
+        const SideState& state = At(side);
+        return state.link != nullptr && state.link->name() == broker &&
+               state.destination->address == (address.empty() ? name_ : address);
+    }
+
+    // Sends go where a client at this rung publishes to.
+    void PointTo(Policy rung) {
+        const Side side = PublishSide(rung);
+        if (side != std::exchange(published_to_, side)) ++moves_;
+        std::string sender;
+        if (At(Side::kNew).link != nullptr) {
+            sender = ToText({.id = shared_.client_id, .stage = rung, .moves = moves_});
+        }
+        runtime::Outlet* const other = failover_ ? At(Other(side)).outlet.get() : nullptr;
+        router_.PointTo(*At(side).outlet, other, std::move(sender));
+    }
+
+    void AimAt(Policy policy) {
+        if (policy == policy_) return;
+        has_been_lowered_ = has_been_lowered_ || policy < policy_;
+        policy_ = policy;
+        policy_since_ = Clock::now();
+    }
+
+    void Attach(Listener& listener, Side side) {
+        listener.Attach(side, *At(side).link, At(side).destination);
+    }
+
+    // Which side's messages wait: with an order to keep, while there are two sides, those of the side
+    // that the topic moves to.
+    [[nodiscard]] std::optional<Side> Held() const {
+        if (config_.order != Order::kKey || !At(Side::kOld).attached || !At(Side::kNew).attached) {
+            return std::nullopt;
+        }
+        return toward_;
+    }
+
+    void ApplyHold(Listener& listener) const {
+        const auto held = Held();
+        for (const Side side : kSides) {
+            listener.dispatcher().SetHold(side, held == side || listener.settling());
+        }
+    }
+
+    void ApplyDedup(Listener& listener) {
+        if (config_.dedup == std::chrono::milliseconds{0}) return listener.dispatcher().SetDedup({});
+        // Groups that come and go leave nothing behind.
+        std::erase_if(dedup_, [](const auto& entry) {
+            return entry.second.use_count() == 1 && entry.second->Size() == 0;
+        });
+        std::shared_ptr<runtime::DedupWindow>& window = dedup_[listener.group()];
+        if (window == nullptr) {
+            window = std::make_shared<runtime::DedupWindow>(
+                runtime::DedupWindow::Options{.limits = DedupLimits(),
+                                              .topic = name_,
+                                              .group = listener.group(),
+                                              .client = shared_.client_id,
+                                              .store = shared_.dedup_store,
+                                              .log = shared_.log});
+        }
+        listener.dispatcher().SetDedup(window);
+    }
+
+    // What is remembered is kept as far as the new limits reach. Claims on ids outlive the windows.
+    void ResizeDedup() {
+        if (config_.dedup == std::chrono::milliseconds{0}) dedup_.clear();
+        for (const auto& [group, window] : dedup_) window->Configure(DedupLimits());
+        for (const auto& listener : listeners_) ApplyDedup(*listener);
+    }
+
+    [[nodiscard]] runtime::DedupLimits DedupLimits() const {
+        return {.window = config_.dedup, .max = config_.dedup_max};
+    }
+
+    [[nodiscard]] SideStatus StatusOf(Side side) const {
+        const SideState& state = At(side);
+        SideStatus status;
+        if (state.link == nullptr) return status;
+        status.broker = state.link->name();
+        status.publishing = PublishSide(stage_) == side;
+        status.subscribed = state.attached && !listeners_.empty();
+        // The end is read before the beginning, so that a snapshot never shows more ends than sends.
+        status.confirmed = state.outlet->Confirmed();
+        status.failed = state.outlet->Failed();
+        status.in_flight = state.outlet->InFlight();
+        status.published = state.outlet->Published();
+        status.received = state.past.received;
+        status.processed = state.past.processed;
+        status.duplicates = state.past.duplicates;
+        for (const auto& listener : listeners_) {
+            const runtime::Intake intake = listener->dispatcher().Counts(side);
+            status.received += intake.received;
+            status.processed += intake.processed;
+            status.duplicates += intake.duplicates;
+            status.unsettled += intake.outstanding;
+            status.held += intake.held;
+        }
+        status.backlog = state.backlog;
+        status.producers = producers_.Lately(side);
+        return status;
+    }
+
+    void ForgetClosed() {
+        std::erase_if(listeners_, [this](const auto& listener) {
+            if (!listener->closed()) return false;
+            for (const Side side : kSides) {
+                const runtime::Intake intake = listener->dispatcher().Counts(side);
+                At(side).past.received += intake.received;
+                At(side).past.processed += intake.processed;
+                At(side).past.duplicates += intake.duplicates;
+            }
+            return true;
+        });
+    }
+
+    // ---- the walker's
+
+    Clock::time_point Walk() {
+        while (true) {
+            const View view = Look();
+            if (view.closed) return Clock::time_point::max();
+            Clock::time_point tended = Clock::time_point::max();
+            if (SettleIn(view, tended)) continue;
+            if (const auto* const listener = BeginsOnOneSide(view)) {
+                Say(GroupInWords(listener->group()) + " to learn whether older messages are left");
+                return tended;
+            }
+            tended = std::min(tended, TendHeld(view));
+            tended = std::min(tended, TendFailover(view));
+            const std::optional<Goal> goal = NextGoal(view);
+            CallOffMove(view, goal);
+            if (!goal) {
+                Say(SubscriptionTrouble(view));
+                if (LookBack(view)) continue;
+                return std::min(tended, look_back_at_);
+            }
+            const Verdict verdict = Try(view, *goal);
+            if (verdict.passed) {
+                Reach(goal->rung);
+                continue;
+            }
+            Say(verdict.waiting_for);
+            return std::min(tended, Clock::now() + backoff_.Next());
+        }
+    }
+
+    [[nodiscard]] View Look() {
+        const std::lock_guard lock{mutex_};
+        ForgetClosed();
+        if (last_policy_ != policy_) {
+            last_policy_ = policy_;
+            backoff_.Reset();
+        }
+        return {.closed = closed_,
+                .config = config_,
+                .policy = policy_,
+                .policy_since = policy_since_,
+                .has_been_lowered = has_been_lowered_,
+                .stage = stage_,
+                .migrates = config_.broker.empty(),
+                .listeners = listeners_,
+                .attached = {At(Side::kOld).attached, At(Side::kNew).attached},
+                .hold = Held()};
+    }
+
+    [[nodiscard]] static std::optional<Goal> NextGoal(const View& view) {
+        const Policy next = NextRung(view.stage, view.policy);
+        if (next != view.stage) return Goal{.step = StepBetween(view.stage, next), .rung = next};
+        // A change of mind before the rung was reached leaves a side attached that is not needed.
+        for (const Side side : kSides) {
+            if (view.attached[static_cast<std::size_t>(side)] && !Subscribes(view.stage, side)) {
+                return Goal{.step = {.leave = side}, .rung = view.stage};
+            }
+        }
+        return std::nullopt;
+    }
+
+    // A move of publishing that waits for its confirms is called off where it is no longer wanted.
+    void CallOffMove(const View& view, const std::optional<Goal>& goal) {
+        if (!moving_to_ || (goal && goal->step.publish == moving_to_)) return;
+        At(Other(*moving_to_)).outlet->Watch(false);
+        moving_to_.reset();
+        const std::lock_guard lock{mutex_};
+        PointTo(view.stage);
+    }
+
+    Verdict Try(const View& view, const Goal& goal) {
+        if (Verdict turned = Turn(view, goal); !turned.passed) return turned;
+        if (goal.step.subscribe) return TrySubscribe(*goal.step.subscribe);
+        if (goal.step.publish) return TryPublish(view, *goal.step.publish);
+        if (goal.step.leave) return TryLeave(view, *goal.step.leave);
+        return Verdict::Pass();
+    }
+
+    void Reach(Policy rung) {
+        const bool moved = [&] {
+            const std::lock_guard lock{mutex_};
+            if (std::exchange(stage_, rung) == rung) return false;
+            failover_ = false;  // until it is seen who listens at this rung
+            PointTo(rung);
+            return true;
+        }();
+        stage_since_ = Clock::now();
+        look_back_at_ = {};
+        failover_check_at_ = {};
+        not_drained_at_ = {};
+        backoff_.Reset();
+        if (moved) Log(LogLevel::kInfo, "reached " + std::string{ToString(rung)});
+    }
+
+    // With an order to keep, the side that the topic moves to is the one that waits. Where the
+    // direction changes, what was held before is handled first, and so is what is still on its way: a
+    // side's messages may go ahead of the other's only when one of the two has nothing left.
+    //
+    // Publishing turns round later than subscriptions do (see MayTurnBack), so that this comes to an
+    // end. Where it does not, because some producer stands on another rung, two members of a group that
+    // wait for each other's side would wait for ever: the walk then turns all the same, and says so.
+    Verdict Turn(const View& view, const Goal& goal) {
+        if (goal.rung == view.stage) return Verdict::Pass();
+        const Side toward = goal.rung > view.stage ? Side::kNew : Side::kOld;
+        if (toward_ == toward) return Verdict::Pass();
+        if (view.hold) {
+            if (Verdict rest = MayTurn(view, toward); !rest.passed) {
+                if (Clock::now() - view.policy_since < TurnPatience(view)) return rest;
+                Log(LogLevel::kWarning, "turned round without " + rest.waiting_for +
+                                            ": messages of one key may be handled out of order");
+            }
+        }
+        const std::lock_guard lock{mutex_};
+        toward_ = toward;
+        for (const auto& listener : listeners_) ApplyHold(*listener);
+        return Verdict::Pass();
+    }
+
+    // Messages that are held need not be waited for: where the side that they wait for has nothing
+    // left, all of them may go. That the side which is held has nothing left counts only when nothing
+    // is on its way there either.
+    Verdict MayTurn(const View& view, Side toward) {
+        if (!view.config.guard || Exhausted(view, toward).passed) return Verdict::Pass();
+        if (Verdict rest = Exhausted(view, Other(toward)); !rest.passed) return rest;
+        return Quiet(view, Other(toward));
+    }
+
+    // How long a subscription takes to turn round at the most. A group may be busy sharing out its
+    // partitions meanwhile, which takes seconds.
+    static std::chrono::milliseconds TurnPatience(const View& view) {
+        return std::max(2 * view.config.quiet, kTurn);
+    }
+
+    // In order, what goes back to a side must find the subscriptions of all services turned round, and
+    // no producer can see whether they are: publishing turns round only when they have had the time to
+    // see the flag and to turn. So does the first move to the new side where the flag has been lowered
+    // before it: a subscription may have turned by that.
+    Verdict MayTurnBack(const View& view, Side side) const {
+        if (!view.config.guard || (side == Side::kNew && !view.has_been_lowered))
+            return Verdict::Pass();
+        const auto patience = TurnPatience(view) + kFollow;
+        const auto so_far =
+            std::chrono::duration_cast<std::chrono::milliseconds>(Clock::now() - view.policy_since);
+        if (so_far >= patience) return Verdict::Pass();
+        return Verdict::Wait("subscriptions everywhere to turn round first (" + InWords(so_far) +
+                             " of " + InWords(patience) + ")");
+    }
+
+    // Whether a side has nothing left that a group has not handled. Where a broker cannot see what
+    // members in other processes work on, they get the quiet period.
+    Verdict Exhausted(const View& view, Side side) {
+        bool exact = true;
+        for (const auto& listener : view.listeners) {
+            const Drain drain = AskDrained(side, listener->group());
+            if (!drain.verdict.passed) {
+                not_drained_at_[static_cast<std::size_t>(side)] = Clock::now();
+                return drain.verdict;
+            }
+            exact = exact && drain.exact;
+        }
+        return exact ? Verdict::Pass() : Quiet(view, side);
+    }
+
+    Verdict TrySubscribe(Side side) {
+        const Listeners listeners = [&] {
+            const std::lock_guard lock{mutex_};
+            At(side).attached = true;
+            for (const auto& listener : listeners_) {
+                ApplyHold(*listener);
+                Attach(*listener, side);
+            }
+            return listeners_;
+        }();
+        for (const auto& listener : listeners) {
+            if (auto trouble = TroubleOf(*listener, side); !trouble.empty()) {
+                return Verdict::Wait(std::move(trouble));
+            }
+        }
+        return Verdict::Pass();
+    }
+
+    Verdict TryPublish(const View& view, Side side) {
+        runtime::Outlet& before = *At(Other(side)).outlet;
+        if (!moving_to_) {
+            if (Verdict listens = MayPublish(view, side); !listens.passed) return listens;
+            if (view.config.order != Order::kKey) return Verdict::Pass();
+            if (Verdict back = MayTurnBack(view, side); !back.passed) return back;
+            // In order: the last message of this side is confirmed before the first of the other is
+            // sent.
+            moving_to_ = side;
+            before.Watch(true);
+            router_.Hold();
+        }
+        if (const auto in_flight = before.InFlight(); in_flight > 0) {
+            return Verdict::Wait(before.link().name() + " to confirm " + std::to_string(in_flight) +
+                                 " messages before the first goes to " + At(side).link->name());
+        }
+        before.Watch(false);
+        moving_to_.reset();
+        return Verdict::Pass();
+    }
+
+    Verdict MayPublish(const View& view, Side side) {
+        if (view.config.guard) {
+            return CheckEverybodyListens(*At(side).link, *DestinationOf(side), view.config.groups);
+        }
+        Log(LogLevel::kWarning, "guard is off: publishing moves to " + At(side).link->name() +
+                                    " without asking who listens there");
+        return Verdict::Pass();
+    }
+
+    Verdict TryLeave(const View& view, Side side) {
+        const runtime::Outlet& outlet = *At(side).outlet;
+        if (const auto in_flight = outlet.InFlight(); in_flight > 0) {
+            return Verdict::Wait(outlet.link().name() + " to confirm " + std::to_string(in_flight) +
+                                 " messages");
+        }
+        if (!view.config.guard) {
+            Log(LogLevel::kWarning,
+                "guard is off: leaving " + outlet.link().name() + " without asking what is left there");
+        } else if (!view.listeners.empty()) {
+            if (Verdict drained = Drained(view.listeners, side); !drained.passed) {
+                not_drained_at_[static_cast<std::size_t>(side)] = Clock::now();
+                return drained;
+            }
+            if (Verdict quiet = Quiet(view, side); !quiet.passed) return quiet;
+        }
+        return Leave(view, side);
+    }
+
+    Verdict Drained(const Listeners& listeners, Side side) {
+        std::set<std::string> asked;
+        for (const auto& listener : listeners) {
+            if (!asked.insert(listener->group()).second) continue;
+            const Drain drain = AskDrained(side, listener->group());
+            if (!drain.verdict.passed) return drain.verdict;
+        }
+        return Verdict::Pass();
+    }
+
+    Drain AskDrained(Side side, const std::string& group) {
+        Drain drain = CheckDrained(*At(side).link, *DestinationOf(side), group);
+        const std::lock_guard lock{mutex_};
+        At(side).backlog = drain.left;
+        return drain;
+    }
+
+    // Producers that have not moved yet show by their messages: a side is left only after none has come
+    // for a while.
+    Verdict Quiet(const View& view, Side side) {
+        Clock::time_point last =
+            std::max(stage_since_, not_drained_at_[static_cast<std::size_t>(side)]);
+        for (const auto& listener : view.listeners) {
+            last = std::max(last, listener->dispatcher().Counts(side).last_arrival);
+        }
+        const auto so_far = std::chrono::duration_cast<std::chrono::milliseconds>(Clock::now() - last);
+        if (so_far >= view.config.quiet) return Verdict::Pass();
+        return Verdict::Wait("no arrival on " + At(side).link->name() + " for " +
+                             InWords(view.config.quiet) + " (" + InWords(so_far) + " so far)");
+    }
+
+    // Takes nothing more from the side, and looks once again: what came between the last look and the
+    // stop must not be left behind.
+    Verdict Leave(const View& view, Side side) {
+        const auto deadline = Clock::now() + kLeave;
+        for (const auto& listener : view.listeners) listener->StopTaking(side);
+        Verdict left = Verdict::Pass();
+        for (const auto& listener : view.listeners) {
+            const bool settled = listener->dispatcher().WaitSettled(side, Clock::now() + kGuardTimeout);
+            if (!settled && view.config.guard) {
+                left = Verdict::Wait("handlers of " + GroupInWords(listener->group()) +
+                                     " to settle what came from " + At(side).link->name());
+            }
+        }
+        if (left.passed && view.config.guard) left = Drained(view.listeners, side);
+        if (!left.passed) {
+            for (const auto& listener : view.listeners) listener->Detach(side, deadline);
+            const std::lock_guard lock{mutex_};
+            for (const auto& listener : listeners_) Attach(*listener, side);
+            not_drained_at_[static_cast<std::size_t>(side)] = Clock::now();
+            return left;
+        }
+        const Listeners listeners = [&] {
+            const std::lock_guard lock{mutex_};
+            At(side).attached = false;
+            At(side).backlog.reset();
+            for (const auto& listener : listeners_) ApplyHold(*listener);
+            return listeners_;
+        }();
+        for (const auto& listener : listeners) listener->Detach(side, deadline);
+        return Verdict::Pass();
+    }
+
+    // What is left on a side that nobody subscribes to is stranded: the message of a producer that
+    // never moved, or what a member gave back when it died. A client at rest looks there once in a
+    // while. Where it finds something for a group that has been there, it subscribes again, drains and
+    // leaves again: true then. A broker that does not answer is left in peace: the rung does not need
+    // it.
+    bool LookBack(const View& view) {
+        constexpr auto kNever = Clock::time_point::max();
+        const bool one_attached = view.attached[0] != view.attached[1];
+        if (!view.migrates || !one_attached || view.listeners.empty() || !view.config.guard) {
+            look_back_at_ = kNever;
+            return false;
+        }
+        const auto now = Clock::now();
+        if (look_back_at_ == Clock::time_point{} || look_back_at_ == kNever) {
+            look_back_at_ = now + LookBackEvery(view);
+        }
+        if (now < look_back_at_) return false;
+        look_back_at_ = now + LookBackEvery(view);
+        const Side left = view.attached[0] ? Side::kNew : Side::kOld;
+        for (const auto& listener : view.listeners) {
+            const Drain drain = CheckDrained(*At(left).link, *DestinationOf(left), listener->group());
+            if (drain.left.value_or(0) == 0 || !drain.known) continue;
+            Rejoin(left, listener->group(), *drain.left);
+            return true;
+        }
+        return false;
+    }
+
+    static std::chrono::milliseconds LookBackEvery(const View& view) {
+        return std::max<std::chrono::milliseconds>(view.config.quiet, kLookBack);
+    }
+
+    // A subscription that begins in the middle of a walk does not know what came before it: a member of
+    // its group may have died with older messages, and others may stand on another rung. Until it knows
+    // which side is the older one it holds the messages of both, and lets those of each go behind what
+    // the other had before. True where that has changed what a step depends on.
+    bool SettleIn(const View& view, Clock::time_point& again) {
+        bool changed = false;
+        std::erase_if(settling_since_, [](const auto& entry) { return entry.first->closed(); });
+        for (const auto& listener : view.listeners) {
+            if (!IsSettling(*listener)) continue;
+            const bool both = view.attached[0] && view.attached[1];
+            const runtime::Dispatcher& dispatcher = listener->dispatcher();
+            if (both && dispatcher.Counts(Side::kOld).held + dispatcher.Counts(Side::kNew).held == 0) {
+                settling_since_.erase(listener);  // it need not know before something arrives
+                continue;
+            }
+            const auto since = settling_since_.try_emplace(listener, Clock::now()).first->second;
+            const auto so_far = Clock::now() - since;
+            if (both ? !KnowsTheNewer(view, *listener, so_far)
+                     : !HasAskedForOlder(view, *listener, so_far)) {
+                again = std::min(again, Clock::now() + kLook);
+                continue;
+            }
+            changed = true;
+            settling_since_.erase(listener);
+            const std::lock_guard lock{mutex_};
+            listener->SetSettling(false);
+            ApplyHold(*listener);
+        }
+        return changed;
+    }
+
+    // Steps wait until every subscription to the one side knows what is behind it.
+    [[nodiscard]] const Listener* BeginsOnOneSide(const View& view) const {
+        if (view.attached[0] && view.attached[1]) return nullptr;
+        for (const auto& listener : view.listeners) {
+            if (IsSettling(*listener)) return listener.get();
+        }
+        return nullptr;
+    }
+
+    [[nodiscard]] bool IsSettling(const Listener& listener) const {
+        const std::lock_guard lock{mutex_};
+        return listener.settling();
+    }
+
+    // On both sides: whether it is known which one publishing went to last.
+    bool KnowsTheNewer(const View& view, const Listener& listener, Clock::duration so_far) {
+        const auto newer = producers_.Newer();
+        if (!newer && so_far < TurnPatience(view)) {
+            // Where nobody has moved, and nothing is left on the new side, the first move is yet to
+            // come.
+            return CheckDrained(*At(Side::kNew).link, *DestinationOf(Side::kNew), listener.group())
+                .exact;
+        }
+        const std::lock_guard lock{mutex_};
+        toward_ = newer.value_or(Side::kNew);
+        return true;
+    }
+
+    // On one side: whether the other has nothing older, or has been joined again.
+    bool HasAskedForOlder(const View& view, const Listener& listener, Clock::duration so_far) {
+        const Side other = view.attached[0] ? Side::kNew : Side::kOld;
+        const Drain drain = CheckDrained(*At(other).link, *DestinationOf(other), listener.group());
+        if (drain.verdict.passed || !drain.known) return true;
+        if (drain.left) {
+            Rejoin(other, listener.group(), *drain.left);
+            return true;
+        }
+        if (so_far < kGuardTimeout) return false;
+        // The rung does not need that broker: it may be down for good.
+        Log(LogLevel::kWarning,
+            "begins without having asked for older messages: waited for " + drain.verdict.waiting_for);
+        return true;
+    }
+
+    // Subscribes once more to a side that the rung does not need. What is left there is older than what
+    // comes now.
+    void Rejoin(Side side, const std::string& group, std::uint64_t left) {
+        Log(LogLevel::kWarning, "subscribes to " + At(side).link->name() + " again, where " +
+                                    std::to_string(left) + " messages of " + GroupInWords(group) +
+                                    " are left: a producer has not moved, or a member has died");
+        {
+            const std::lock_guard lock{mutex_};
+            toward_ = Other(side);
+        }
+        TrySubscribe(side);
+    }
+
+    // Lets go of held messages once everything that was sent before them has been handled: whatever had
+    // arrived on this side before a moment at which all that was on the other one is settled. A sender
+    // moves only after the other broker has confirmed, so that what it sent before is on the other side
+    // by then, or handled.
+    Clock::time_point TendHeld(const View& view) {
+        Clock::time_point again = Clock::time_point::max();
+        std::erase_if(gates_, [](const auto& entry) { return entry.first.first->closed(); });
+        for (const auto& listener : view.listeners) {
+            for (const Side held : kSides) {
+                const bool other_attached = view.attached[static_cast<std::size_t>(Other(held))];
+                const bool tended = other_attached && (view.hold == held || IsSettling(*listener));
+                if (!tended || listener->dispatcher().Counts(held).held == 0) {
+                    gates_.erase({listener, held});
+                    continue;
+                }
+                again = std::min(again, TendGate(view, listener, held));
+            }
+        }
+        if (again == Clock::time_point::max()) hold_backoff_.Reset();
+        return again;
+    }
+
+    Clock::time_point TendGate(const View& view, const std::shared_ptr<Listener>& listener, Side held) {
+        const Side other = Other(held);
+        runtime::Dispatcher& dispatcher = listener->dispatcher();
+        const auto [entry, fresh] = gates_.try_emplace({listener, held});
+        Gates& gates = entry->second;
+        const Gate here{.mark = dispatcher.Mark(held), .since = Clock::now()};
+        if (fresh) gates.position = here;
+        const Drain drain = AskDrained(other, listener->group());
+        const auto now = Clock::now();
+        if (drain.settled_before >= gates.position.since) {
+            dispatcher.Release(held, gates.position.mark);
+            gates_.erase(entry);
+            return now;
+        }
+        if (!drain.verdict.passed) {
+            gates.quiet.reset();
+            return now + hold_backoff_.Next();
+        }
+        // Members in other processes may still be at work on what they took: they get the quiet period.
+        if (!gates.quiet) gates.quiet = here;
+        const auto since = std::max(gates.quiet->since, dispatcher.Counts(other).last_arrival);
+        if (now - since < view.config.quiet) {
+            return std::min(now + hold_backoff_.Next(), since + view.config.quiet);
+        }
+        dispatcher.Release(held, gates.quiet->mark);
+        gates_.erase(entry);
+        return now;
+    }
+
+    // While the topic is on both sides, either may stand in for the other, provided that everybody who
+    // is to get what is sent there listens there.
+    Clock::time_point TendFailover(const View& view) {
+        const bool both = Subscribes(view.stage, Side::kOld) && Subscribes(view.stage, Side::kNew);
+        if (!view.config.failover || !view.migrates || !both || moving_to_) {
+            SetFailover(false);
+            return Clock::time_point::max();
+        }
+        if (Clock::now() < failover_check_at_) return failover_check_at_;
+        const Side other = Other(PublishSide(view.stage));
+        const bool ready =
+            !view.config.guard ||
+            CheckEverybodyListens(*At(other).link, *DestinationOf(other), view.config.groups).passed;
+        SetFailover(ready);
+        failover_check_at_ = Clock::now() + (ready ? kFailoverCheck : kFailoverRetry);
+        return failover_check_at_;
+    }
+
+    void SetFailover(bool failover) {
+        const std::lock_guard lock{mutex_};
+        if (std::exchange(failover_, failover) == failover || moving_to_) return;
+        PointTo(stage_);
+    }
+
+    [[nodiscard]] std::string SubscriptionTrouble(const View& view) const {
+        for (const auto& listener : view.listeners) {
+            for (const Side side : kSides) {
+                if (auto trouble = TroubleOf(*listener, side); !trouble.empty()) return trouble;
+            }
+        }
+        return {};
+    }
+
+    [[nodiscard]] std::string TroubleOf(const Listener& listener, Side side) const {
+        const auto state = listener.State(side);
+        if (!state || state->phase == backend::ConsumerState::Phase::kActive) return {};
+        std::string text =
+            "the subscription of " + GroupInWords(listener.group()) + " on " + At(side).link->name();
+        if (state->error != nullptr) text += std::string{": "} + state->error->what();
+        return text;
+    }
+
+    [[nodiscard]] std::shared_ptr<const backend::Destination> DestinationOf(Side side) const {
+        const std::lock_guard lock{mutex_};
+        return At(side).destination;
+    }
+
+    void Say(std::string waiting_for) {
+        const std::lock_guard lock{mutex_};
+        waiting_for_ = std::move(waiting_for);
+    }
+
+    void Log(LogLevel level, const std::string& text) const {
+        shared_.log(level, "topic " + name_ + ": " + text);
+    }
+
+    const std::string name_;
+    const runtime::Shared& shared_;
+    detail::Wake wake_;
+    Router router_;
+    SeenProducers producers_;
+
+    mutable std::mutex mutex_;  // guards what follows; link and outlet of a side never change once set
+    TopicConfig config_;
+    Policy policy_;
+    Clock::time_point policy_since_ = {};  // when policy_ last changed
+    bool has_been_lowered_ = false;        // policy_ was changed to a lower rung before
+    Policy stage_;                         // written by the walker alone
+    Side published_to_ = Side::kOld;       // where stage_ publishes
+    bool failover_ = false;     // sends may go to the other side; written by the walker alone
+    std::uint64_t moves_ = 0;   // how often published_to_ has changed since
+    Side toward_ = Side::kNew;  // where the last step led; written by the walker alone
+    bool closed_ = false;
+    std::string waiting_for_;
+    std::array<SideState, 2> sides_;
+    Listeners listeners_;
+    std::map<std::string, std::shared_ptr<runtime::DedupWindow>> dedup_;  // by group; empty for off
+
+    // The walker's own: no lock.
+    std::optional<Policy> last_policy_;
+    std::optional<Side> moving_to_;  // publishing is held until the other side has confirmed
+    Clock::time_point stage_since_ = Clock::now();
+    std::array<Clock::time_point, 2> not_drained_at_{};
+    Clock::time_point failover_check_at_{};
+    Clock::time_point look_back_at_{};  // none: it is yet to be seen whether there is a need
+    std::map<std::pair<std::shared_ptr<Listener>, Side>, Gates> gates_;
+    std::map<std::shared_ptr<Listener>, Clock::time_point> settling_since_;
+    detail::Backoff backoff_{kFirstLook, kLastLook};
+    detail::Backoff hold_backoff_{std::chrono::milliseconds{2}, std::chrono::milliseconds{50}};
+};
+
+}  // namespace mq::migration

@@ -1,0 +1,355 @@
+/// @file broker_link.hpp
+/// One configured broker as the rest of the library sees it: its adapter, made at first use; the bound
+/// on what it has not confirmed; and the way of finished sends back to those who wait for them.
+#pragma once
+
+#include <mq/backend.hpp>
+#include <mq/dedup.hpp>
+#include <mq/detail/signal.hpp>
+#include <mq/runtime/callback_runner.hpp>
+#include <mq/runtime/sending.hpp>
+#include <mq/runtime/sending_pool.hpp>
+#include <mq/runtime/window.hpp>
+
+#include <array>
+#include <atomic>
+#include <cstddef>
+#include <cstdint>
+#include <exception>
+#include <memory>
+#include <mutex>
+#include <string>
+#include <utility>
+#include <vector>
+
+namespace mq::runtime {
+
+using backend::Clock;
+using Callbacks = CallbackRunner<backend::PublicationList>;
+
+/// What all parts of a client share. Lives as long as the client.
+struct Shared {
+    ClientConfig config = {};
+    std::string client_id = {};
+    LogSink log = {};
+    Callbacks* callbacks = nullptr;
+    SendingPool* sendings = nullptr;
+    std::shared_ptr<DedupStore> dedup_store = {};  // null for none
+};
+
+/// A broker. Thread-safe.
+class BrokerLink final : public backend::PublicationSink {
+public:
+    BrokerLink(std::string name, BrokerConfig config, const Shared& shared)
+        : name_(std::move(name)),
+          config_(std::move(config)),
+          shared_(shared),
+          window_(shared.config.max_in_flight_bytes) {}
+
+    BrokerLink(const BrokerLink&) = delete;
+    BrokerLink& operator=(const BrokerLink&) = delete;
+
+    [[nodiscard]] const std::string& name() const noexcept { return name_; }
+    [[nodiscard]] const Shared& shared() const noexcept { return shared_; }
+    [[nodiscard]] Window& window() noexcept { return window_; }
+
+    /// The adapter, made where it does not exist yet. Never blocks on the broker.
+    /// @throws Error where the URL or an option is wrong, or the link is closed.
+    backend::Backend& Get() {
+        const std::lock_guard lock{mutex_};
+        if (closed_) throw Error{ErrorCode::kClosed, "the client is closed"};
+        if (backend_ == nullptr) backend_ = Make();
+        return *backend_;
+    }
+
+    /// Whether the adapter has been made: the URL and the options are in use.
+    [[nodiscard]] bool InUse() const {
+        const std::lock_guard lock{mutex_};
+        return backend_ != nullptr;
+    }
+
+    [[nodiscard]] BrokerConfig config() const {
+        const std::lock_guard lock{mutex_};
+        return config_;
+    }
+
+    /// Takes another URL and other options, before the first use only.
+    void Configure(BrokerConfig config) {
+        const std::lock_guard lock{mutex_};
+        if (backend_ == nullptr) config_ = std::move(config);
+    }
+
+    /// Ends the adapter's publishing; what is in flight at the deadline fails.
+    void Close(Clock::time_point deadline) noexcept {
+        backend::Backend* open = nullptr;
+        {
+            const std::lock_guard lock{mutex_};
+            closed_ = true;
+            open = backend_.get();
+        }
+        if (open != nullptr) open->Close(deadline);
+    }
+
+    void OnFinished(backend::PublicationList finished) noexcept override;
+
+private:
+    std::unique_ptr<backend::Backend> Make() {
+        const Url url = ParseUrl(config_.url);
+        const auto kind = backend::Registry::Instance().Find(url.scheme);
+        if (!kind) {
+            throw Error{ErrorCode::kConfig,
+                        "broker " + name_ + ": no adapter for " + url.scheme + ":// is included"};
+        }
+        return kind->make({.name = name_,
+                           .url = url,
+                           .options = config_.options,
+                           .send_timeout = shared_.config.send_timeout,
+                           .client_id = shared_.client_id,
+                           .log = shared_.log,
+                           .sink = this});
+    }
+
+    const std::string name_;
+    mutable std::mutex mutex_;  // guards config_, closed_ and the making of backend_
+    BrokerConfig config_;
+    bool closed_ = false;
+    const Shared& shared_;
+    Window window_;
+    std::unique_ptr<backend::Backend> backend_;
+};
+
+/// The way of one topic to one broker, with what went through it. Thread-safe.
+class Outlet {
+public:
+    /// `idle` is raised when nothing is in flight any more, while it is watched.
+    Outlet(BrokerLink& link, std::shared_ptr<const backend::Destination> destination,
+           detail::Wake& idle)
+        : link_(link), idle_(idle), destination_(std::move(destination)) {}
+
+    Outlet(const Outlet&) = delete;
+    Outlet& operator=(const Outlet&) = delete;
+
+    [[nodiscard]] BrokerLink& link() const noexcept { return link_; }
+
+    [[nodiscard]] std::shared_ptr<const backend::Destination> destination() const {
+        const std::lock_guard lock{mutex_};
+        return destination_;
+    }
+
+    /// Counts a send in. A sender enters before it makes sure that the outlet is still its route, and
+    /// leaves where it is not: whoever changes the route and then sees nothing in flight knows that
+    /// nothing will follow.
+    void Enter() noexcept { entered_.fetch_add(1); }
+    void Leave() noexcept { entered_.fetch_sub(1); }
+
+    /// Sends, after Enter. The sending's end is reported to whoever waits for it, also where it fails
+    /// here. Blocks only where the adapter does.
+    void Publish(std::unique_ptr<Sending> sending) noexcept {
+        sending->outlet = this;
+        backend::Publisher* publisher = publisher_.load(std::memory_order_acquire);
+        if (publisher == nullptr) {
+            try {
+                publisher = &MakePublisher();
+            } catch (const Error& error) {
+                return Fail(std::move(sending), error);
+            } catch (const std::exception& error) {
+                return Fail(std::move(sending), Error{ErrorCode::kInternal, error.what()});
+            }
+        }
+        publisher->Publish(std::move(sending));
+    }
+
+    /// Uses another description of the same address from the next send on.
+    void Redirect(std::shared_ptr<const backend::Destination> destination) {
+        const std::lock_guard lock{mutex_};
+        destination_ = std::move(destination);
+        publisher_.store(nullptr, std::memory_order_release);
+    }
+
+    /// Counts sends out.
+    void Ended(std::uint64_t confirmed, std::uint64_t failed) noexcept {
+        confirmed_.fetch_add(confirmed, std::memory_order_relaxed);
+        failed_.fetch_add(failed, std::memory_order_relaxed);
+        ended_.fetch_add(confirmed + failed);
+        if (watching_.load() > 0 && InFlight() == 0) idle_.Raise();
+    }
+
+    /// Has the broker taken for one that is not there, until then.
+    void SetSuspect(Clock::time_point until) noexcept {
+        suspect_until_.store(until.time_since_epoch().count(), std::memory_order_relaxed);
+    }
+    [[nodiscard]] bool IsSuspect(Clock::time_point now) const noexcept {
+        return now.time_since_epoch().count() < suspect_until_.load(std::memory_order_relaxed);
+    }
+
+    void Watch(bool watched) noexcept { watching_.fetch_add(watched ? 1 : -1); }
+
+    /// Never less than what is in flight at a moment between call and return.
+    [[nodiscard]] std::uint64_t InFlight() const noexcept {
+        const std::uint64_t ended = ended_.load();
+        return entered_.load() - ended;
+    }
+    [[nodiscard]] std::uint64_t Published() const noexcept { return entered_.load(); }
+    [[nodiscard]] std::uint64_t Confirmed() const noexcept { return confirmed_.load(); }
+    [[nodiscard]] std::uint64_t Failed() const noexcept { return failed_.load(); }
+
+private:
+    backend::Publisher& MakePublisher() {
+        const std::lock_guard lock{mutex_};
+        if (backend::Publisher* made = publisher_.load(std::memory_order_relaxed)) return *made;
+        // Earlier ones stay: a sender may still be in one of them.
+        publishers_.push_back(link_.Get().MakePublisher(destination_));
+        publisher_.store(publishers_.back().get(), std::memory_order_release);
+        return *publishers_.back();
+    }
+
+    void Fail(std::unique_ptr<Sending> sending, const Error& error) noexcept {
+        sending->error = std::make_unique<Error>(Detached(error));
+        backend::PublicationList finished;
+        finished.PushBack(std::move(sending));
+        link_.OnFinished(std::move(finished));
+    }
+
+    BrokerLink& link_;
+    detail::Wake& idle_;
+    mutable std::mutex mutex_;  // guards destination_ and publishers_
+    std::shared_ptr<const backend::Destination> destination_;
+    std::vector<std::unique_ptr<backend::Publisher>> publishers_;
+    std::atomic<backend::Publisher*> publisher_{nullptr};
+    std::atomic<Clock::rep> suspect_until_{Clock::time_point::min().time_since_epoch().count()};
+
+    // Written by senders and by completions: each has a cache line of its own.
+    alignas(64) std::atomic<std::uint64_t> entered_{0};
+    alignas(64) std::atomic<std::uint64_t> ended_{0};
+    std::atomic<std::uint64_t> confirmed_{0};
+    std::atomic<std::uint64_t> failed_{0};
+    std::atomic<int> watching_{0};  // how many wait for nothing to be in flight
+};
+
+inline void BrokerLink::OnFinished(backend::PublicationList finished) noexcept {
+    // Whoever sees that nothing is in flight any more must find the callbacks still to come.
+    shared_.callbacks->Announce();
+    backend::PublicationList waited_for;
+    backend::PublicationList called_back;
+    Outlet* outlet = nullptr;
+    std::uint64_t confirmed = 0;
+    std::uint64_t failed = 0;
+    std::size_t freed = 0;
+    // Sends of one topic come in long runs: the counters are touched once a run.
+    const auto count_run = [&] {
+        if (outlet != nullptr) outlet->Ended(std::exchange(confirmed, 0), std::exchange(failed, 0));
+    };
+    while (auto publication = finished.PopFront()) {
+        auto& sending = static_cast<Sending&>(*publication);
+        if (sending.MayFailOver()) {
+            called_back.PushBack(std::move(publication));  // still in flight, for all who look
+            continue;
+        }
+        if (sending.outlet != outlet) {
+            count_run();
+            outlet = sending.outlet;
+        }
+        ++(sending.error == nullptr ? confirmed : failed);
+        if (sending.waiter != nullptr) {
+            freed += sending.weight;
+            waited_for.PushBack(std::move(publication));
+        } else {
+            called_back.PushBack(std::move(publication));
+        }
+    }
+    count_run();
+    if (freed > 0) window_.Release(freed);
+    while (auto publication = waited_for.PopFront()) {
+        auto& sending = static_cast<Sending&>(*publication);
+        sending.waiter->Finish(std::move(sending.error));
+    }
+    if (!called_back.empty()) shared_.callbacks->Post(std::move(called_back));
+    shared_.callbacks->Retract();
+}
+
+/// Ends a sending that was never published.
+inline void EndUnsent(const Shared& shared, std::unique_ptr<Sending> sending,
+                      const Error& error) noexcept {
+    sending->error = std::make_unique<Error>(Detached(error));
+    if (sending->waiter != nullptr) {
+        sending->waiter->Finish(std::move(sending->error));
+        return;
+    }
+    backend::PublicationList ended;
+    ended.PushBack(std::move(sending));
+    shared.callbacks->Post(std::move(ended));
+}
+
+namespace internal {
+
+inline void RunCallback(Sending& sending) noexcept {
+    // Whoever waits for one that could have gone another way learns of its end here as well.
+    if (sending.waiter != nullptr) return sending.waiter->Finish(std::move(sending.error));
+    SendResult result = sending.error == nullptr
+                            ? SendResult{std::move(sending.message.id)}
+                            : SendResult{std::move(sending.message.id),
+                                         std::shared_ptr<Error>{std::move(sending.error)}};
+    try {
+        sending.callback(result);
+    } catch (const std::exception& error) {
+        sending.shared->log(LogLevel::kError,
+                            "the send callback of message " + result.id() + " threw: " + error.what());
+    } catch (...) {
+        sending.shared->log(LogLevel::kError, "the send callback of message " + result.id() + " threw");
+    }
+    sending.message.id = std::move(result).id();  // its room is of use to the next message
+}
+
+/// Whether what has ended goes another way instead; `publication` is gone then.
+inline bool FailsOver(std::unique_ptr<backend::Publication>& publication) noexcept {
+    const auto& ended = static_cast<const Sending&>(*publication);
+    if (ended.outlet == nullptr || !ended.MayFailOver()) return false;
+    std::unique_ptr<Sending> sending{static_cast<Sending*>(publication.release())};
+    Outlet& failed = *sending->outlet;
+    const bool taken_over = sending->failover->TakeOver(sending);
+    publication = std::move(sending);
+    // Counted out here only after it was counted in there: it was in flight all the time.
+    failed.Ended(0, 1);
+    return taken_over;
+}
+
+}  // namespace internal
+
+/// Runs the callbacks of sendings that have ended, on the callback thread.
+///
+/// The room that a message took is given back when its callback is taken on, not when its confirm
+/// arrives: what waits for its callback is then bounded too, and a callback that sends finds the room
+/// of the message before it.
+inline void RunCallbacks(backend::PublicationList ended) {
+    std::array<std::unique_ptr<backend::Publication>, 64> chunk;
+    while (!ended.empty()) {
+        std::size_t size = 0;
+        BrokerLink* link = nullptr;
+        std::size_t weight = 0;
+        const auto give_back = [&] {
+            if (link != nullptr) link->window().Release(std::exchange(weight, 0));
+        };
+        for (; size < chunk.size() && !ended.empty(); ++size) {
+            chunk[size] = ended.PopFront();
+            const auto& sending = static_cast<const Sending&>(*chunk[size]);
+            if (sending.outlet == nullptr) continue;
+            if (&sending.outlet->link() != link) {
+                give_back();
+                link = &sending.outlet->link();
+            }
+            weight += sending.weight;
+        }
+        give_back();
+        SendingPool& pool = *static_cast<const Sending&>(*chunk[0]).shared->sendings;
+        std::size_t done = 0;
+        for (std::size_t i = 0; i < size; ++i) {
+            if (internal::FailsOver(chunk[i])) continue;
+            internal::RunCallback(static_cast<Sending&>(*chunk[i]));
+            if (done != i) chunk[done] = std::move(chunk[i]);
+            ++done;
+        }
+        pool.Put({chunk.data(), done});
+    }
+}
+
+}  // namespace mq::runtime

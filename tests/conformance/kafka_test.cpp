@@ -1,0 +1,1004 @@
+/// @file kafka_test.cpp
+/// The Kafka adapter: what only this broker has, and what other programs see of it. MQ_TEST_KAFKA_DIR
+/// names the folder of a broker that tests/brokers/kafka.sh has started; without one, the cases that
+/// librdkafka's mock cluster can serve run on that, and say so. Failures are always made on the mock.
+#include "../support/catch.hpp"
+#include "../support/kafka_fixture.hpp"
+
+#include <algorithm>
+#include <array>
+#include <chrono>
+#include <cstddef>
+#include <cstdint>
+#include <cstdlib>
+#include <cstring>
+#include <fstream>
+#include <iostream>
+#include <map>
+#include <memory>
+#include <mutex>
+#include <set>
+#include <stdexcept>
+#include <string>
+#include <string_view>
+#include <thread>
+#include <utility>
+#include <vector>
+
+namespace {
+
+using mq::ErrorCode;
+using mq::Outcome;
+using mq::backend::Backlog;
+using mq::backend::ConsumerState;
+using mq::backend::Destination;
+using mq::backend::Listening;
+using mq::test::After;
+using mq::test::MakeDestination;
+using mq::test::MakeMessage;
+using mq::test::MakePublication;
+using mq::test::MockCluster;
+using mq::test::Receive;
+using mq::test::RecordingLog;
+using mq::test::RecordingReceiver;
+using mq::test::RecordingSink;
+using mq::test::UniqueId;
+using namespace mq::test::kafka;
+using namespace std::chrono_literals;
+using Phase = ConsumerState::Phase;
+
+// A message as another program writes it; null is Kafka's null.
+struct Foreign {
+    const char* value = nullptr;
+    const char* key = nullptr;
+    std::vector<std::pair<const char*, const char*>> headers;
+    std::int64_t timestamp_ms = 0;  // 0 means now
+};
+
+/// A program that knows nothing of this library.
+class Native {
+public:
+    Native(const std::string& url, rd_kafka_type_t type,
+           const std::vector<std::pair<std::string, std::string>>& properties = {}) {
+        rd_kafka_conf_t* const conf = rd_kafka_conf_new();
+        std::array<char, 256> text{};
+        const auto set = [&](const std::string& name, const std::string& value) {
+            if (rd_kafka_conf_set(conf, name.c_str(), value.c_str(), text.data(), text.size()) !=
+                RD_KAFKA_CONF_OK) {
+                throw std::runtime_error(text.data());
+            }
+        };
+        set("bootstrap.servers", url.substr(url.find("://") + 3));
+        for (const auto& [name, value] : properties) set(name, value);
+        rd_kafka_conf_set_log_cb(conf, nullptr);
+        rk_ = rd_kafka_new(type, conf, text.data(), text.size());
+        if (rk_ == nullptr) throw std::runtime_error(text.data());
+    }
+    ~Native() { rd_kafka_destroy(rk_); }
+    Native(const Native&) = delete;
+    Native& operator=(const Native&) = delete;
+
+    [[nodiscard]] rd_kafka_t* get() const { return rk_; }
+
+    // Without the macros of rdkafka.h: they are GNU C.
+    void Produce(const std::string& topic, const Foreign& message) const {
+        std::vector<rd_kafka_vu_t> fields;
+        const auto add = [&](rd_kafka_vtype_t type) -> auto& {
+            fields.emplace_back().vtype = type;
+            return fields.back().u;
+        };
+        add(RD_KAFKA_VTYPE_TOPIC).cstr = topic.c_str();
+        add(RD_KAFKA_VTYPE_PARTITION).i32 = 0;
+        if (message.value != nullptr) {
+            add(RD_KAFKA_VTYPE_VALUE).mem = {const_cast<char*>(message.value),
+                                             std::strlen(message.value)};
+        }
+        if (message.key != nullptr) {
+            add(RD_KAFKA_VTYPE_KEY).mem = {const_cast<char*>(message.key), std::strlen(message.key)};
+        }
+        for (const auto& [name, value] : message.headers) {
+            add(RD_KAFKA_VTYPE_HEADER).header = {
+                name, value, value == nullptr ? 0 : static_cast<ssize_t>(std::strlen(value))};
+        }
+        add(RD_KAFKA_VTYPE_TIMESTAMP).i64 = message.timestamp_ms;
+        const mq::kafka::detail::Owned<rd_kafka_error_t> failed{
+            rd_kafka_produceva(rk_, fields.data(), fields.size())};
+        REQUIRE(failed == nullptr);
+    }
+
+    void Flush() const { REQUIRE(rd_kafka_flush(rk_, 20'000) == RD_KAFKA_RESP_ERR_NO_ERROR); }
+
+private:
+    rd_kafka_t* rk_ = nullptr;
+};
+
+}  // namespace
+
+TEST_CASE("Kafka: a message arrives with everything that it was sent with", "[kafka]") {
+    const AnyKafka kafka;
+    Client client{kafka.url(), kafka.options()};
+    const auto destination = Fresh();
+    mq::Message sent = MakeMessage(std::string{"a\0b\xff\n", 5}, "customer-42");
+    sent.headers = {{"kind", "new"},
+                    {"kind", "again"},
+                    {"empty", ""},
+                    {"", "no name"},
+                    {"binary", std::string{"\0\x80", 2}},
+                    {std::string(300, 'n'), std::string(5000, 'v')}};
+    sent.content_type = "text/plain";
+    sent.correlation_id = "c-1";
+    sent.reply_to = "answers";
+    client.backend->MakePublisher(destination)->Publish(MakePublication(sent));
+    REQUIRE(client.sink.WaitForConfirmed(1));
+
+    const auto receiver = std::make_shared<RecordingReceiver>();
+    const auto consumer = client.Subscribe(destination, Group(), receiver);
+    REQUIRE(receiver->WaitForMessages(1));
+    mq::Message expected = sent;
+    expected.topic = "orders";
+    CHECK(receiver->Messages()[0] == expected);
+}
+
+TEST_CASE("Kafka: bodies of every size arrive byte for byte", "[kafka]") {
+    const AnyKafka kafka;
+    Client client{kafka.url(), kafka.options()};
+    const auto destination = Fresh();
+    const std::vector<std::size_t> sizes{0, 1, 999'000, 1 << 20, 3 << 20};
+    std::vector<std::string> bodies;
+    const auto publisher = client.backend->MakePublisher(destination);
+    for (const std::size_t size : sizes) {
+        std::string& body = bodies.emplace_back(size, '\0');
+        for (std::size_t i = 0; i < size; ++i) body[i] = static_cast<char>(i * 7 + i / 251);
+        publisher->Publish(MakePublication(body, "one key"));
+    }
+    REQUIRE(client.sink.WaitForConfirmed(sizes.size()));
+    const auto receiver = std::make_shared<RecordingReceiver>();
+    const auto consumer = client.Subscribe(destination, Group(), receiver);
+    REQUIRE(receiver->WaitForMessages(sizes.size()));
+    CHECK(receiver->Bodies() == bodies);
+}
+
+TEST_CASE("Kafka: what another program wrote is read as it is", "[kafka]") {
+    const AnyKafka kafka;
+    Client client{kafka.url(), kafka.options()};
+    const auto destination = Fresh();
+    client.Send(destination, 1);
+    const Native producer{kafka.url(), RD_KAFKA_PRODUCER};
+    Foreign strange;
+    strange.key = "k";
+    strange.headers = {
+        {"nothing", nullptr}, {"mq-of-a-later-version", "x"}, {"mq-content-type", "a/b"}};
+    strange.timestamp_ms = 1'700'000'000'123;
+    producer.Produce(destination->address, strange);
+    producer.Produce(destination->address, Foreign{.value = "probe", .headers = {{"mq-probe", "1"}}});
+    producer.Produce(destination->address,
+                     Foreign{.value = "twice", .headers = {{"mq-possible-duplicate", "1"}}});
+    producer.Flush();
+
+    const auto receiver = std::make_shared<RecordingReceiver>();
+    const std::string group = Group();
+    const auto consumer = client.Subscribe(destination, group, receiver);
+    REQUIRE(receiver->WaitForMessages(3));
+    for (const mq::Message& message : receiver->Messages()) {
+        if (message.body == "0") continue;
+        CHECK(message.id.empty());
+        if (message.body.empty()) {
+            CHECK(message.key == "k");
+            CHECK(message.headers == mq::Headers{{"nothing", ""}});
+            CHECK(message.content_type == "a/b");
+            CHECK(message.timestamp.time_since_epoch() == 1'700'000'000'123ms);
+            CHECK_FALSE(message.redelivered);
+        } else {
+            CHECK(message.body == "twice");
+            CHECK(message.redelivered);
+        }
+    }
+    CHECK(
+        Eventually([&] { return Drained(client, *destination, group) == Backlog::Answer::kDrained; }));
+    CHECK(receiver->Count() == 3);
+}
+
+TEST_CASE("Kafka: another program reads value, key and headers in their native places", "[kafka]") {
+    const AnyKafka kafka;
+    Client client{kafka.url(), kafka.options()};
+    const auto destination = Fresh();
+    mq::Message sent = MakeMessage("body", "key");
+    sent.headers = {{"kind", "new"}};
+    auto publication = MakePublication(sent);
+    publication->possible_duplicate = true;
+    const auto publisher = client.backend->MakePublisher(destination);
+    publisher->Publish(std::move(publication));
+    mq::Message bare = MakeMessage("");
+    bare.id.clear();
+    publisher->Publish(MakePublication(bare));
+    REQUIRE(client.sink.WaitForConfirmed(2));
+
+    const Native consumer{
+        kafka.url(), RD_KAFKA_CONSUMER, {{"group.id", Group()}, {"auto.offset.reset", "earliest"}}};
+    const auto topics = mq::kafka::detail::MakeList();
+    rd_kafka_topic_partition_list_add(topics.get(), destination->address.c_str(), -1);
+    rd_kafka_subscribe(consumer.get(), topics.get());
+    std::size_t seen = 0;
+    const auto deadline = After();
+    while (seen < 2 && mq::backend::Clock::now() < deadline) {
+        const mq::kafka::detail::Owned<rd_kafka_message_t> message{
+            rd_kafka_consumer_poll(consumer.get(), 100)};
+        if (message == nullptr || message->err != 0) continue;
+        ++seen;
+        CHECK(message->payload != nullptr);
+        if (message->len == 0) {
+            CHECK(message->key == nullptr);
+            continue;
+        }
+        CHECK(std::string(static_cast<const char*>(message->key), message->key_len) == "key");
+        rd_kafka_headers_t* headers = nullptr;
+        REQUIRE(rd_kafka_message_headers(message.get(), &headers) == RD_KAFKA_RESP_ERR_NO_ERROR);
+        std::map<std::string, std::string> read;
+        const char* name = nullptr;
+        const void* value = nullptr;
+        std::size_t size = 0;
+        for (std::size_t i = 0; rd_kafka_header_get_all(headers, i, &name, &value, &size) == 0; ++i) {
+            read[name] = std::string(static_cast<const char*>(value), size);
+        }
+        CHECK(read == std::map<std::string, std::string>{
+                          {"kind", "new"}, {"mq-id", sent.id}, {"mq-possible-duplicate", "1"}});
+    }
+    CHECK(seen == 2);
+    rd_kafka_consumer_close(consumer.get());
+}
+
+TEST_CASE("Kafka: what is settled out of order is committed only up to the first gap", "[kafka]") {
+    const AnyKafka kafka;
+    const auto destination = Fresh();
+    const std::string group = Group();
+    Client client{kafka.url(), kafka.options()};
+    client.Send(destination, 10, "one partition");
+    {
+        const auto receiver = std::make_shared<RecordingReceiver>(Receive::kHold);
+        const auto consumer = client.Subscribe(destination, group, receiver);
+        REQUIRE(receiver->WaitForHeld(10));
+        auto held = receiver->TakeHeld();
+        for (const std::size_t index : {9u, 0u, 1u, 5u, 2u}) held[index]->Settle();
+        CloseNow(*consumer);
+    }
+    const auto receiver = std::make_shared<RecordingReceiver>();
+    const auto consumer = client.Subscribe(destination, group, receiver);
+    REQUIRE(receiver->WaitForMessages(7));
+    CHECK(receiver->Bodies() == std::vector<std::string>{"3", "4", "5", "6", "7", "8", "9"});
+    for (const mq::Message& message : receiver->Messages()) CHECK(message.redelivered);
+}
+
+TEST_CASE("Kafka: not more than the prefetch is out, and what is dropped counts as back", "[kafka]") {
+    const AnyKafka kafka;
+    const auto destination = Fresh();
+    Client client{kafka.url(), kafka.options()};
+    client.Send(destination, 50);
+    const auto receiver = std::make_shared<RecordingReceiver>(Receive::kHold);
+    const auto consumer = client.Subscribe(destination, Group(), receiver, 7);
+    REQUIRE(receiver->WaitForHeld(7));
+    receiver->SettleHeld(1);
+    REQUIRE(receiver->WaitForHeld(7));
+    receiver->DropHeld(1);
+    REQUIRE(receiver->WaitForHeld(7));
+    CHECK(receiver->Count() == 9);
+    receiver->Set(Receive::kSettle);
+    receiver->SettleHeld();
+    REQUIRE(receiver->WaitForMessages(50));
+    CHECK(receiver->MostHeld() == 7);
+}
+
+TEST_CASE("Kafka: a topic whose messages are not settled holds up no other", "[kafka]") {
+    const std::string url = RealUrl();
+    if (url.empty()) return;
+    Client client{url};
+    const auto slow = Fresh();
+    const auto fast = Fresh();
+    const std::string group = Group();
+    client.Send(slow, 20);
+    const auto slow_receiver = std::make_shared<RecordingReceiver>(Receive::kHold);
+    const auto fast_receiver = std::make_shared<RecordingReceiver>();
+    const auto slow_consumer = client.Subscribe(slow, group, slow_receiver, 1);
+    const auto fast_consumer = client.Subscribe(fast, group, fast_receiver, 1);
+    REQUIRE(slow_receiver->WaitForHeld(1));
+    client.Send(fast, 500);
+    CHECK(fast_receiver->WaitForMessages(500));
+    CHECK(slow_receiver->Count() == 1);
+}
+
+TEST_CASE("Kafka: two groups each get everything, and a new group begins at the start", "[kafka]") {
+    const AnyKafka kafka;
+    Client client{kafka.url(), kafka.options()};
+    const auto destination = Fresh();
+    client.Send(destination, 20);
+    const auto first = std::make_shared<RecordingReceiver>();
+    const auto second = std::make_shared<RecordingReceiver>();
+    const auto a = client.Subscribe(destination, Group(), first);
+    const auto b = client.Subscribe(destination, Group(), second);
+    client.Send(destination, 20);
+    CHECK(first->WaitForMessages(40));
+    CHECK(second->WaitForMessages(40));
+}
+
+TEST_CASE("Kafka: a second subscription of a group to a topic in one client shares with the first",
+          "[kafka]") {
+    const AnyKafka kafka;
+    Client client{kafka.url(), kafka.options()};
+    const auto destination = Fresh();
+    const std::string group = Group();
+    client.Send(destination, 1);
+    const auto first = std::make_shared<RecordingReceiver>();
+    const auto second = std::make_shared<RecordingReceiver>();
+    const auto a = client.Subscribe(destination, group, first);
+    const auto b = client.Subscribe(destination, group, second);
+    REQUIRE(Eventually([&] {
+        client.Send(destination, 20);
+        return first->Count() > 0 && second->Count() > 0;
+    }));
+    CHECK(
+        Eventually([&] { return Drained(client, *destination, group) == Backlog::Answer::kDrained; }));
+    std::set<std::string> ids;
+    for (const auto& receiver : {first, second}) {
+        for (const mq::Message& message : receiver->Messages()) ids.insert(message.id);
+    }
+    CHECK(ids.size() == client.sink.Confirmed());
+}
+
+TEST_CASE("Kafka: members come and go in the middle of the stream and nothing is lost", "[kafka]") {
+    const std::string url = RealUrl();
+    if (url.empty()) return;
+    const auto destination = Fresh();
+    const std::string group = Group();
+    Client sender{url};
+    Client stays{url};
+    sender.Send(destination, 1);
+    const auto receiver = std::make_shared<RecordingReceiver>();
+    const auto consumer = stays.Subscribe(destination, group, receiver, 10);
+    const auto publisher = sender.backend->MakePublisher(destination);
+    std::vector<std::shared_ptr<RecordingReceiver>> receivers{receiver};
+    std::size_t sent = 1;
+    for (int round = 0; round < 3; ++round) {
+        Client passes{url};
+        const auto other =
+            std::make_shared<RecordingReceiver>(round == 1 ? Receive::kHold : Receive::kSettle);
+        receivers.push_back(other);
+        const auto passing = passes.Subscribe(destination, group, other, 10);
+        for (int i = 0; i < 300; ++i, ++sent) {
+            publisher->Publish(MakePublication(std::to_string(i), std::to_string(i % 17)));
+        }
+        REQUIRE(sender.sink.WaitForConfirmed(sent));
+        REQUIRE(Eventually([&] { return other->Count() > 5; }));
+        CloseNow(*passing);
+    }
+    REQUIRE(
+        Eventually([&] { return Drained(sender, *destination, group) == Backlog::Answer::kDrained; }));
+    // What a member held and did not settle went to the one that stayed.
+    std::set<std::string> handled;
+    for (const auto& each : receivers) {
+        if (each == receivers[2]) continue;
+        for (const mq::Message& message : each->Messages()) handled.insert(message.id);
+    }
+    CHECK(handled.size() == sent);
+}
+
+TEST_CASE("Kafka: what has not begun becomes stale when its partition goes to another member",
+          "[kafka]") {
+    const AnyKafka kafka;
+    const auto destination = Fresh();
+    const std::string group = Group();
+    Client first{kafka.url(), kafka.options()};
+    Client second{kafka.url(), kafka.options()};
+    const auto publisher = first.backend->MakePublisher(destination);
+    for (int i = 0; i < 40; ++i) publisher->Publish(MakePublication("x", std::to_string(i)));
+    REQUIRE(first.sink.WaitForConfirmed(40));
+    const auto holding = std::make_shared<RecordingReceiver>(Receive::kHold);
+    const auto a = first.Subscribe(destination, group, holding);
+    REQUIRE(holding->WaitForHeld(40));
+    const auto taking = std::make_shared<RecordingReceiver>();
+    const auto b = second.Subscribe(destination, group, taking);
+    REQUIRE(holding->WaitForStale(1));
+    REQUIRE(Eventually([&] { return taking->Count() > 0 && holding->Held() < 40; }));
+    CHECK(Eventually([&] { return taking->Count() + holding->Held() == 40; }));
+    holding->SettleHeld();
+    CHECK(Eventually([&] { return Drained(first, *destination, group) == Backlog::Answer::kDrained; }));
+}
+
+TEST_CASE("Kafka: one topic is left while the group's other topics go on", "[kafka]") {
+    const std::string url = RealUrl();
+    if (url.empty()) return;
+    Client client{url};
+    const auto left = Fresh();
+    const auto kept = Fresh();
+    const std::string group = Group();
+    client.Send(left, 5, "k");
+    const auto left_receiver = std::make_shared<RecordingReceiver>();
+    const auto kept_receiver = std::make_shared<RecordingReceiver>();
+    const auto a = client.Subscribe(left, group, left_receiver);
+    const auto b = client.Subscribe(kept, group, kept_receiver);
+    REQUIRE(left_receiver->WaitForMessages(5));
+    CloseNow(*a);
+    client.Send(left, 3, "k");
+    client.Send(kept, 10);
+    CHECK(kept_receiver->WaitForMessages(10));
+    CHECK(left_receiver->Count() == 5);
+    CHECK(b->State().phase == Phase::kActive);
+    const Backlog backlog = client.backend->CheckBacklog(*left, group, After(5s));
+    CHECK(backlog.answer == Backlog::Answer::kNotDrained);
+    CHECK(backlog.messages == 3);
+
+    const auto again = std::make_shared<RecordingReceiver>();
+    const auto c = client.Subscribe(left, group, again);
+    REQUIRE(again->WaitForMessages(3));
+    CHECK(again->Count() == 3);
+}
+
+TEST_CASE("Kafka: the backlog counts what is ready and what is out, for this client and for others",
+          "[kafka]") {
+    const AnyKafka kafka;
+    const auto destination = Fresh();
+    const std::string group = Group();
+    Client client{kafka.url(), kafka.options()};
+    Client other{kafka.url(), kafka.options()};
+    CHECK(Drained(client, *destination, group) == Backlog::Answer::kDrained);
+    client.Send(destination, 8, "k");
+    // A new topic has no leader for a moment, and nobody to say what is left.
+    const auto known_by = After(10s);
+    Backlog backlog;
+    do {
+        backlog = client.backend->CheckBacklog(*destination, group, After(5s));
+    } while (backlog.answer == Backlog::Answer::kUnknown && mq::backend::Clock::now() < known_by);
+    INFO(backlog.reason);
+    CHECK(backlog.answer == Backlog::Answer::kNotDrained);
+    CHECK(backlog.messages == 8);
+    const auto receiver = std::make_shared<RecordingReceiver>(Receive::kHold);
+    const auto consumer = client.Subscribe(destination, group, receiver, 5);
+    REQUIRE(receiver->WaitForHeld(5));
+    auto held = receiver->TakeHeld();
+    held[1]->Settle();
+    held[2]->Settle();
+    REQUIRE(receiver->WaitForHeld(2));
+    backlog = client.backend->CheckBacklog(*destination, group, After(5s));
+    CHECK(backlog.answer == Backlog::Answer::kNotDrained);
+    CHECK(backlog.messages == 6);
+    CHECK(other.backend->CheckBacklog(*destination, group, After(5s)).answer ==
+          Backlog::Answer::kNotDrained);
+    receiver->Set(Receive::kSettle);
+    for (const std::size_t index : {0u, 3u, 4u}) held[index]->Settle();
+    receiver->SettleHeld();
+    REQUIRE(receiver->WaitForMessages(8));
+    CHECK(Drained(client, *destination, group) == Backlog::Answer::kDrained);
+    CHECK(Eventually([&] {
+        const Backlog seen = other.backend->CheckBacklog(*destination, group, After(5s));
+        return seen.answer == Backlog::Answer::kDrained && seen.exact;
+    }));
+}
+
+TEST_CASE("Kafka: whether a group listens is known for this client and for others", "[kafka]") {
+    const std::string url = RealUrl();
+    if (url.empty()) return;
+    const auto destination = Fresh();
+    const std::string group = Group();
+    Client client{url};
+    Client other{url};
+    client.Send(destination, 1);
+    const auto ask = [&](Client& who, const std::string& about) {
+        return who.backend->CheckListening(*destination, about, After(10s));
+    };
+    CHECK(ask(other, group).answer == Listening::Answer::kNo);
+    CHECK_FALSE(ask(other, group).reason.empty());
+    // Every group of the broker is asked, and one of somebody else's may be sharing out partitions.
+    CHECK(Eventually([&] { return ask(other, "").answer == Listening::Answer::kNo; }));
+    const auto receiver = std::make_shared<RecordingReceiver>();
+    const auto consumer = client.Subscribe(destination, group, receiver);
+    CHECK(ask(client, group).answer == Listening::Answer::kYes);
+    CHECK(ask(client, "").answer == Listening::Answer::kYes);
+    CHECK(ask(client, group + "-not").answer == Listening::Answer::kNo);
+    CHECK(Eventually([&] { return ask(other, group).answer == Listening::Answer::kYes; }));
+    CHECK(Eventually([&] { return ask(other, "").answer == Listening::Answer::kYes; }));
+    CHECK(other.backend->CheckListening(*Fresh(), group, After(10s)).answer == Listening::Answer::kNo);
+    CloseNow(*consumer);
+    CHECK(Eventually([&] { return ask(client, group).answer == Listening::Answer::kNo; }));
+    CHECK(Eventually([&] { return ask(other, group).answer == Listening::Answer::kNo; }));
+}
+
+TEST_CASE("Kafka: transaction markers and aborted messages do not hold a topic back from drained",
+          "[kafka]") {
+    const std::string url = RealUrl();
+    if (url.empty()) return;
+    const auto destination = Fresh();
+    const std::string group = Group();
+    Client client{url};
+    client.Send(destination, 1, "k");
+    const Native producer{url, RD_KAFKA_PRODUCER, {{"transactional.id", UniqueId("tx")}}};
+    const auto ok = [](rd_kafka_error_t* error) {
+        const mq::kafka::detail::Owned<rd_kafka_error_t> owned{error};
+        INFO(rd_kafka_error_string(error));
+        REQUIRE(error == nullptr);
+    };
+    const auto produce = [&](std::string body) {
+        // The macros that fill these in are extensions of the language.
+        std::array<rd_kafka_vu_t, 4> fields{};
+        fields[0].vtype = RD_KAFKA_VTYPE_TOPIC;
+        fields[0].u.cstr = destination->address.c_str();
+        fields[1].vtype = RD_KAFKA_VTYPE_PARTITION;
+        fields[1].u.i32 = 0;
+        fields[2].vtype = RD_KAFKA_VTYPE_MSGFLAGS;
+        fields[2].u.i = RD_KAFKA_MSG_F_COPY;
+        fields[3].vtype = RD_KAFKA_VTYPE_VALUE;
+        fields[3].u.mem.ptr = body.data();
+        fields[3].u.mem.size = body.size();
+        ok(rd_kafka_produceva(producer.get(), fields.data(), fields.size()));
+    };
+    ok(rd_kafka_init_transactions(producer.get(), 30'000));
+    ok(rd_kafka_begin_transaction(producer.get()));
+    produce("committed");
+    ok(rd_kafka_commit_transaction(producer.get(), 30'000));
+    ok(rd_kafka_begin_transaction(producer.get()));
+    produce("aborted");
+    producer.Flush();
+    ok(rd_kafka_abort_transaction(producer.get(), 30'000));
+
+    const auto receiver = std::make_shared<RecordingReceiver>();
+    const auto consumer = client.Subscribe(destination, group, receiver);
+    REQUIRE(receiver->WaitForMessages(2));
+    CHECK(
+        Eventually([&] { return Drained(client, *destination, group) == Backlog::Answer::kDrained; }));
+    Client other{url};
+    CHECK(Eventually([&] { return Drained(other, *destination, group) == Backlog::Answer::kDrained; }));
+    CHECK(receiver->Count() == 2);
+
+    // One that is still open may yet become messages.
+    ok(rd_kafka_begin_transaction(producer.get()));
+    produce("open");
+    producer.Flush();
+    CHECK(Drained(client, *destination, group) == Backlog::Answer::kNotDrained);
+    ok(rd_kafka_commit_transaction(producer.get(), 30'000));
+    REQUIRE(receiver->WaitForMessages(3));
+}
+
+TEST_CASE("Kafka: a topic that is missing is created as the options say", "[kafka]") {
+    const std::string url = RealUrl();
+    if (url.empty()) return;
+    const auto published = Fresh();
+    const auto subscribed = Fresh();
+    Client client{url, {{"partitions", "3"}, {"replication", "1"}}};
+    client.Send(published, 1);
+    const auto consumer = client.Subscribe(subscribed, Group(), std::make_shared<RecordingReceiver>());
+    const Native native{url, RD_KAFKA_PRODUCER};
+    for (const auto& destination : {published, subscribed}) {
+        const mq::kafka::detail::Owned<rd_kafka_topic_t> topic{
+            rd_kafka_topic_new(native.get(), destination->address.c_str(), nullptr)};
+        const rd_kafka_metadata_t* metadata = nullptr;
+        REQUIRE(rd_kafka_metadata(native.get(), 0, topic.get(), &metadata, 10'000) == 0);
+        CHECK(metadata->topics[0].partition_cnt == 3);
+        rd_kafka_metadata_destroy(metadata);
+    }
+}
+
+TEST_CASE("Kafka: without declare a missing topic is not found, until somebody creates it", "[kafka]") {
+    const std::string url = RealUrl();
+    if (url.empty()) return;
+    const auto destination = Fresh();
+    Client client{url, {{"declare", "false"}}};
+    const auto publisher = client.backend->MakePublisher(destination);
+    publisher->Publish(MakePublication("x"));
+    REQUIRE(client.sink.WaitForFailed(1));
+    CHECK(client.sink.At(0).error->code() == ErrorCode::kNotFound);
+    CHECK(client.sink.At(0).error->outcome() == Outcome::kNotSent);
+
+    const auto receiver = std::make_shared<RecordingReceiver>();
+    mq::backend::Subscribing subscribing;
+    subscribing.destination = destination;
+    subscribing.group = Group();
+    const auto consumer = client.backend->Subscribe(subscribing, receiver);
+    REQUIRE(receiver->WaitForPhase(*consumer, Phase::kRefused));
+    CHECK(consumer->State().error->code() == ErrorCode::kNotFound);
+
+    Client creator{url};
+    creator.Send(destination, 1);
+    REQUIRE(receiver->WaitForPhase(*consumer, Phase::kActive));
+    CHECK(receiver->WaitForMessages(1));
+    REQUIRE(Eventually([&] {
+        publisher->Publish(MakePublication("y"));
+        return client.sink.WaitForConfirmed(1, 500ms);
+    }));
+}
+
+TEST_CASE("Kafka: a message that the client or the broker does not take is too large", "[kafka]") {
+    const std::string url = RealUrl();
+    if (url.empty()) return;
+    Client client{url};
+    const auto publisher = client.backend->MakePublisher(Fresh());
+    publisher->Publish(MakePublication(std::string((16 << 20) + 1, 'x')));
+    REQUIRE(client.sink.WaitForFailed(1));
+    CHECK(client.sink.At(0).error->code() == ErrorCode::kTooLarge);
+    CHECK(client.sink.At(0).error->outcome() == Outcome::kNotSent);
+
+    Client larger{url, {{"message.max.bytes", "20000000"}}};
+    const auto beyond = larger.backend->MakePublisher(Fresh());
+    beyond->Publish(MakePublication(std::string((16 << 20) + 1, 'x')));
+    REQUIRE(larger.sink.WaitForFailed(1));
+    CHECK(larger.sink.At(0).error->code() == ErrorCode::kTooLarge);
+    beyond->Publish(MakePublication("small"));
+    CHECK(larger.sink.WaitForConfirmed(1));
+}
+
+TEST_CASE("Kafka: a password opens the broker, and a wrong one is access denied", "[kafka]") {
+    const std::string url = RealUrl("url-sasl");
+    if (url.empty()) return;
+    {
+        Client client{url};
+        client.Send(Fresh(), 1);
+        CHECK(client.log.WaitForLine("in the clear", 0s));
+    }
+    std::string wrong = url;
+    wrong.replace(wrong.find("mq-secret"), 9, "wrong%20pw");
+    Client client{wrong, {}, 3s};
+    const auto publisher = client.backend->MakePublisher(Fresh());
+    publisher->Publish(MakePublication("x", "", 3s));
+    const auto receiver = std::make_shared<RecordingReceiver>();
+    mq::backend::Subscribing subscribing;
+    subscribing.destination = Fresh();
+    subscribing.group = Group();
+    const auto consumer = client.backend->Subscribe(subscribing, receiver);
+    REQUIRE(receiver->WaitForPhase(*consumer, Phase::kRefused));
+    CHECK(consumer->State().error->code() == ErrorCode::kAccessDenied);
+    REQUIRE(client.sink.WaitForFailed(1));
+    CHECK(client.sink.At(0).error->code() == ErrorCode::kAccessDenied);
+    CHECK(client.sink.At(0).error->outcome() == Outcome::kNotSent);
+    for (const auto& [level, line] : client.log.Lines()) CHECK_FALSE(Has(line, "wrong pw"));
+    CHECK_FALSE(Has(client.sink.At(0).error->what(), "wrong pw"));
+}
+
+TEST_CASE("Kafka: by TLS the broker must show a certificate for its name", "[kafka]") {
+    const std::string url = RealUrl("url-tls");
+    if (url.empty()) return;
+    const std::string ca = std::string{std::getenv("MQ_TEST_KAFKA_DIR")} + "/tls/ca.pem";
+    {
+        Client client{url, {{"ssl.ca.location", ca}}};
+        client.Send(Fresh(), 1);
+    }
+    // Nobody whom the system trusts vouches for it.
+    Client client{url, {}, 2s};
+    client.backend->MakePublisher(Fresh())->Publish(MakePublication("x", "", 2s));
+    REQUIRE(client.sink.WaitForFailed(1));
+    CHECK(client.sink.At(0).error->code() == ErrorCode::kUnavailable);
+}
+
+TEST_CASE("Kafka: a full queue makes a send wait, and everything is confirmed in the end", "[kafka]") {
+    MockCluster mock;
+    mock.Delay(20);
+    Client client{mock.url(), {{"queue.buffering.max.messages", "5"}}};
+    const auto destination = Fresh();
+    std::vector<std::thread> senders;
+    for (int sender = 0; sender < 3; ++sender) {
+        senders.emplace_back([&] {
+            const auto publisher = client.backend->MakePublisher(destination);
+            for (int i = 0; i < 50; ++i) publisher->Publish(MakePublication("x"));
+        });
+    }
+    for (std::thread& sender : senders) sender.join();
+    CHECK(client.sink.WaitForConfirmed(150));
+}
+
+TEST_CASE("Kafka: a queue that stays full fails the send at its deadline", "[kafka]") {
+    MockCluster mock;
+    Client client{mock.url(), {{"queue.buffering.max.messages", "2"}}, 20s};
+    const auto destination = Fresh();
+    client.Send(destination, 1);
+    mock.Down();
+    const auto publisher = client.backend->MakePublisher(destination);
+    publisher->Publish(MakePublication("a", "", 20s));
+    publisher->Publish(MakePublication("b", "", 20s));
+    const auto begun = mq::backend::Clock::now();
+    publisher->Publish(MakePublication("c", "", 300ms));
+    CHECK(mq::backend::Clock::now() - begun >= 300ms);
+    REQUIRE(client.sink.WaitForFailed(1));
+    CHECK(client.sink.At(1).error->code() == ErrorCode::kTimeout);
+    CHECK(client.sink.At(1).error->outcome() == Outcome::kNotSent);
+    mock.Up();
+    CHECK(client.sink.WaitForConfirmed(3));
+}
+
+TEST_CASE("Kafka: a deadline nearer than the others is kept, with the outcome open", "[kafka]") {
+    MockCluster mock;
+    Client client{mock.url()};
+    const auto destination = Fresh();
+    client.Send(destination, 1);
+    const auto publisher = client.backend->MakePublisher(destination);
+    publisher->Publish(MakePublication("in time", "", 5s));
+    REQUIRE(client.sink.WaitForConfirmed(2));
+    mock.Down();
+    const auto begun = mq::backend::Clock::now();
+    publisher->Publish(MakePublication("second", "", 700ms));
+    publisher->Publish(MakePublication("first", "", 300ms));
+    REQUIRE(client.sink.WaitForFailed(2, 5s));
+    CHECK(mq::backend::Clock::now() - begun >= 700ms);
+    CHECK(mq::backend::Clock::now() - begun < 2s);
+    CHECK(client.sink.Bodies() == std::vector<std::string>{"0", "in time", "first", "second"});
+    for (const std::size_t index : {2u, 3u}) {
+        // Whichever is seen first: the deadline, or that the cluster is away.
+        const ErrorCode code = client.sink.At(index).error->code();
+        CHECK((code == ErrorCode::kTimeout || code == ErrorCode::kUnavailable));
+        CHECK(client.sink.At(index).error->outcome() == Outcome::kUnknown);
+    }
+    mock.Up();
+}
+
+TEST_CASE("Kafka: sends and subscriptions outlast a cluster that is away for a while", "[kafka]") {
+    MockCluster mock;
+    Client client{mock.url()};
+    const auto destination = Fresh();
+    const std::string group = Group();
+    client.Send(destination, 1);
+    const auto receiver = std::make_shared<RecordingReceiver>();
+    const auto consumer = client.Subscribe(destination, group, receiver);
+    REQUIRE(receiver->WaitForMessages(1));
+    CHECK(Drained(client, *destination, group) == Backlog::Answer::kDrained);
+    mock.Down();
+    REQUIRE(receiver->WaitForPhase(*consumer, Phase::kRetrying));
+    CHECK(consumer->State().error->code() == ErrorCode::kUnavailable);
+    CHECK(Eventually([&] {
+        const auto begun = mq::backend::Clock::now();
+        const auto answer = client.backend->CheckBacklog(*destination, group, After(10s)).answer;
+        return answer == Backlog::Answer::kUnknown && mq::backend::Clock::now() - begun < 1s;
+    }));
+    const auto publisher = client.backend->MakePublisher(destination);
+    for (int i = 0; i < 10; ++i) publisher->Publish(MakePublication("while away"));
+    mock.Up();
+    REQUIRE(client.sink.WaitForConfirmed(11));
+    REQUIRE(receiver->WaitForPhase(*consumer, Phase::kActive));
+    CHECK(receiver->WaitForMessages(11));
+    CHECK(
+        Eventually([&] { return Drained(client, *destination, group) == Backlog::Answer::kDrained; }));
+}
+
+TEST_CASE("Kafka: a coordinator that is found too late costs the answer and nothing else", "[kafka]") {
+    MockCluster mock;
+    Client client{mock.url()};
+    const auto destination = Fresh();
+    client.Send(destination, 1);
+    // Everything but the coordinator of the next group is known by then.
+    REQUIRE(Drained(client, *destination, Group()) == Backlog::Answer::kNotDrained);
+    const std::string group = Group();
+    mock.Delay(400);
+    CHECK(client.backend->CheckBacklog(*destination, group, After(600ms)).answer ==
+          Backlog::Answer::kUnknown);
+    SECTION("the next answer is not the late one") {
+        CHECK(Eventually(
+            [&] { return Drained(client, *destination, group) == Backlog::Answer::kNotDrained; }));
+    }
+    SECTION("the client closes meanwhile") {}
+}
+
+TEST_CASE("Kafka: a coordinator that is not found is asked for again", "[kafka]") {
+    MockCluster mock;
+    Client client{mock.url()};
+    const auto destination = Fresh();
+    client.Send(destination, 1);
+    const std::string group = Group();
+    // As often as librdkafka asks: it then waits for a broker to come or go.
+    mock.FailWith(MockCluster::kFindCoordinator, RD_KAFKA_RESP_ERR_COORDINATOR_NOT_AVAILABLE, 4);
+    CHECK(client.backend->CheckBacklog(*destination, group, After(2s)).answer ==
+          Backlog::Answer::kUnknown);
+    SECTION("when a broker comes") {
+        mock.Down();
+        mock.Up();
+        CHECK(Eventually(
+            [&] { return Drained(client, *destination, group) == Backlog::Answer::kNotDrained; }));
+    }
+    SECTION("by itself") {
+        CHECK(Eventually(
+            [&] { return Drained(client, *destination, group) == Backlog::Answer::kNotDrained; }));
+    }
+}
+
+TEST_CASE("Kafka: a cluster that is not there fails a send at its deadline, as not sent", "[kafka]") {
+    MockCluster mock;
+    const std::string url = mock.url();
+    mock.Down();
+    Client client{url, {}, 2s};
+    client.backend->MakePublisher(Fresh())->Publish(MakePublication("x", "", 2s));
+    REQUIRE(client.sink.WaitForFailed(1, 5s));
+    CHECK(client.sink.At(0).error->code() == ErrorCode::kUnavailable);
+    CHECK(client.sink.At(0).error->outcome() == Outcome::kNotSent);
+    const auto receiver = std::make_shared<RecordingReceiver>();
+    mq::backend::Subscribing subscribing;
+    subscribing.destination = Fresh();
+    subscribing.group = Group();
+    const auto consumer = client.backend->Subscribe(subscribing, receiver);
+    CHECK(receiver->WaitForPhase(*consumer, Phase::kRetrying));
+}
+
+TEST_CASE("Kafka: a confirm that is lost is asked for again, and makes no second message", "[kafka]") {
+    MockCluster mock;
+    Client client{mock.url()};
+    const auto destination = Fresh();
+    client.Send(destination, 1, "k");
+    mock.FailWith(MockCluster::kProduce, RD_KAFKA_RESP_ERR__TRANSPORT, 2);
+    client.Send(destination, 5, "k");
+    const auto receiver = std::make_shared<RecordingReceiver>();
+    const auto consumer = client.Subscribe(destination, Group(), receiver);
+    REQUIRE(receiver->WaitForMessages(6));
+    CHECK(receiver->Bodies() == std::vector<std::string>{"0", "0", "1", "2", "3", "4"});
+}
+
+TEST_CASE("Kafka: a confirm that never comes leaves the outcome open", "[kafka]") {
+    MockCluster mock;
+    Client client{mock.url(), {}, 2s};
+    const auto destination = Fresh();
+    client.Send(destination, 1);
+    mock.Delay(60'000);
+    client.backend->MakePublisher(destination)->Publish(MakePublication("x", "", 2s));
+    REQUIRE(client.sink.WaitForFailed(1, 10s));
+    CHECK(client.sink.At(1).error->outcome() == Outcome::kUnknown);
+    mock.Delay(0);
+}
+
+TEST_CASE("Kafka: a producer that has failed for good is replaced", "[kafka]") {
+    MockCluster mock;
+    Client client{mock.url()};
+    const auto destination = Fresh();
+    const auto publisher = client.backend->MakePublisher(destination);
+    publisher->Publish(MakePublication("before"));
+    REQUIRE(client.sink.WaitForConfirmed(1));
+    // The broker says that it does not know what this producer sent last: nothing can be sure then.
+    mock.FailWith(MockCluster::kProduce, RD_KAFKA_RESP_ERR_INVALID_PRODUCER_EPOCH);
+    publisher->Publish(MakePublication("in between"));
+    REQUIRE(client.sink.WaitForFinished(2));
+    publisher->Publish(MakePublication("after"));
+    REQUIRE(client.sink.WaitForFinished(3));
+    CHECK(client.sink.At(2).error == nullptr);
+}
+
+TEST_CASE("Kafka: closing hands back what is in flight, with its outcome", "[kafka]") {
+    MockCluster mock;
+    Client client{mock.url()};
+    const auto destination = Fresh();
+    client.Send(destination, 1);
+    mock.Delay(60'000);
+    const auto publisher = client.backend->MakePublisher(destination);
+    for (int i = 0; i < 20; ++i) publisher->Publish(MakePublication("x"));
+    const auto begun = mq::backend::Clock::now();
+    client.backend->Close(After(500ms));
+    CHECK(mq::backend::Clock::now() - begun < 3s);
+    REQUIRE(client.sink.Failed() == 20);
+    for (std::size_t i = 1; i <= 20; ++i) {
+        CHECK(client.sink.At(i).error->code() == ErrorCode::kClosed);
+    }
+    publisher->Publish(MakePublication("too late"));
+    CHECK(client.sink.Count() == 21);
+    mock.Delay(0);
+}
+
+TEST_CASE("Kafka: closing a consumer is bounded, whatever the cluster does", "[kafka]") {
+    MockCluster mock;
+    const auto destination = Fresh();
+    Client client{mock.url()};
+    client.Send(destination, 10);
+    const auto receiver = std::make_shared<RecordingReceiver>(Receive::kHold);
+    auto consumer = client.Subscribe(destination, Group(), receiver);
+    REQUIRE(receiver->WaitForHeld(10));
+    receiver->SettleHeld(5);
+    const auto begun = mq::backend::Clock::now();
+    SECTION("which has gone") { mock.Down(); }
+    SECTION("which does not answer") { mock.Delay(60'000); }
+    consumer->Stop();
+    consumer->Close(After(500ms));
+    CHECK(mq::backend::Clock::now() - begun < 2s);
+    receiver->SettleHeld();
+    consumer.reset();
+    mock.Up();
+    mock.Delay(0);
+}
+
+TEST_CASE("Kafka: closing twice, at once from many threads, with messages out, is harmless",
+          "[kafka]") {
+    const AnyKafka kafka;
+    const auto destination = Fresh();
+    Client client{kafka.url(), kafka.options()};
+    client.Send(destination, 20);
+    const auto receiver = std::make_shared<RecordingReceiver>(Receive::kHold);
+    const auto consumer = client.Subscribe(destination, Group(), receiver, 10);
+    REQUIRE(receiver->WaitForHeld(10));
+    std::vector<std::thread> threads;
+    for (int i = 0; i < 4; ++i) {
+        threads.emplace_back([&] {
+            receiver->SettleHeld(2);
+            CloseNow(*consumer);
+        });
+    }
+    for (std::thread& thread : threads) thread.join();
+    const std::size_t count = receiver->Count();
+    client.Send(destination, 5);
+    CHECK(receiver->Count() == count);
+    receiver->SettleHeld();
+}
+
+TEST_CASE("Kafka: many topics share one consumer", "[kafka]") {
+    const std::string url = RealUrl();
+    if (url.empty()) return;
+    Client client{url};
+    const std::string group = Group();
+    constexpr std::size_t kTopics = 40;
+    const int threads_before = rd_kafka_thread_cnt();
+    std::vector<DestinationPtr> destinations;
+    std::vector<std::shared_ptr<RecordingReceiver>> receivers;
+    std::vector<std::unique_ptr<mq::backend::Consumer>> consumers;
+    for (std::size_t i = 0; i < kTopics; ++i) {
+        destinations.push_back(Fresh());
+        receivers.push_back(std::make_shared<RecordingReceiver>());
+        mq::backend::Subscribing subscribing;
+        subscribing.destination = destinations.back();
+        subscribing.group = group;
+        subscribing.prefetch = 10;
+        consumers.push_back(client.backend->Subscribe(subscribing, receivers.back()));
+    }
+    for (std::size_t i = 0; i < kTopics; ++i) {
+        REQUIRE(receivers[i]->WaitForPhase(*consumers[i], Phase::kActive));
+    }
+    for (const auto& destination : destinations) client.Send(destination, 3);
+    for (const auto& receiver : receivers) CHECK(receiver->WaitForMessages(3));
+    CHECK(rd_kafka_thread_cnt() - threads_before < 20);
+    for (const auto& consumer : consumers) CloseNow(*consumer);
+}
+
+TEST_CASE("Kafka: what is wrong with the config is said by name", "[kafka]") {
+    const auto kind = mq::backend::Registry::Instance().Find("kafka");
+    REQUIRE(kind);
+    const auto check = [&](const std::string& url, std::map<std::string, std::string> options = {}) {
+        return kind->check(mq::ParseUrl(url), options);
+    };
+    CHECK(check("kafka://a:1,b,[::1]:3").empty());
+    CHECK(check("kafkas://user:pw@a").empty());
+    CHECK(check("kafka://a", {{"linger.ms", "5"},
+                              {"consumer.fetch.min.bytes", "10"},
+                              {"producer.compression.type", "lz4"},
+                              {"declare", "false"},
+                              {"partitions", "12"}})
+              .empty());
+    struct Case {
+        std::string url;
+        std::map<std::string, std::string> options;
+        std::string key;
+        std::string part;
+    };
+    const std::vector<Case> cases{
+        {"kafka://a/path", {}, "url", "no path"},
+        {"kafka://a?x=1", {}, "url", "options"},
+        {"kafka://user@a", {}, "url", "both a user and a password"},
+        {"kafka://u:p@a", {{"sasl.password", "s3cret"}}, "url", "expected one of them"},
+        {"kafkas://a", {{"security.protocol", "plaintext"}}, "options.\"security.protocol\"", "TLS"},
+        {"kafka://a", {{"lingerms", "5"}}, "options.lingerms", "no property \"lingerms\""},
+        {"kafka://a", {{"linger.ms", "soon"}}, "options.\"linger.ms\"", "librdkafka says"},
+        {"kafka://a", {{"partitions", "0"}}, "options.partitions", "from 1"},
+        {"kafka://a", {{"replication", "x"}}, "options.replication", "from 1"},
+        {"kafka://a", {{"declare", "yes"}}, "options.declare", "true or false"},
+        {"kafka://a", {{"group.id", "g"}}, "options.\"group.id\"", "subscription"},
+        {"kafka://a", {{"acks", "1"}}, "options.acks", "acks=all"},
+        {"kafka://a", {{"max.in.flight", "5"}}, "options.\"max.in.flight\"", "several requests"},
+        {"kafka://a",
+         {{"consumer.enable.auto.commit", "true"}},
+         "options.\"consumer.enable.auto.commit\"",
+         "at-least-once"},
+        {"kafkas://a", {{"ssl.ca.location", "no/such/file"}}, "options", "ssl.ca.location"},
+    };
+    for (const Case& each : cases) {
+        const auto problems = check(each.url, each.options);
+        INFO(each.url << " " << each.key);
+        REQUIRE(problems.size() == 1);
+        INFO(problems[0].key << ": " << problems[0].text);
+        CHECK(problems[0].key == each.key);
+        CHECK(Has(problems[0].text, each.part));
+        CHECK_FALSE(Has(problems[0].text, "s3cret"));
+    }
+    CHECK(check("kafka://a", {{"a", "1"}, {"b", "2"}}).size() == 2);
+    const auto secret = check("kafkas://a", {{"ssl.key.pem", "s3cret"}, {"ssl.ca.pem", "s3cret"}});
+    for (const auto& problem : secret) CHECK_FALSE(Has(problem.text, "s3cret"));
+
+    RecordingSink sink;
+    const auto backend = mq::test::MakeBackend("kafka://127.0.0.1:1", sink);
+    for (const std::string& address :
+         {std::string{"with space"}, std::string{"^regex"}, std::string{".."}, std::string(250, 'x')}) {
+        CHECK_THROWS_AS(backend->MakePublisher(MakeDestination("t", address)), mq::Error);
+    }
+}

@@ -1,0 +1,107 @@
+/// @file brokers.hpp
+/// The brokers that the migration tests move topics between: in memory, and the real ones that the test
+/// command has started.
+#pragma once
+
+#include "../support/broker_process.hpp"
+#include "../support/wait.hpp"
+#include <mq/backends/memory.hpp>
+
+#include <arpa/inet.h>
+#include <netinet/in.h>
+#include <sys/socket.h>
+#include <unistd.h>
+
+#include <array>
+#include <fstream>
+#include <map>
+#include <optional>
+#include <string>
+#include <string_view>
+#include <utility>
+
+namespace mq::test {
+
+enum class BrokerKind { kMemory, kRabbitmq, kKafka, kActivemq, kArtemis };
+
+constexpr std::string_view ToString(BrokerKind kind) {
+    switch (kind) {
+        case BrokerKind::kMemory: return "memory";
+        case BrokerKind::kRabbitmq: return "rabbitmq";
+        case BrokerKind::kKafka: return "kafka";
+        case BrokerKind::kActivemq: return "activemq";
+        case BrokerKind::kArtemis: return "artemis";
+    }
+    return "unknown";
+}
+
+/// From where to where a topic moves.
+struct Pair {
+    BrokerKind from;
+    BrokerKind to;
+};
+
+inline std::string NameOf(Pair pair) {
+    return std::string{ToString(pair.from)} + " to " + std::string{ToString(pair.to)};
+}
+
+/// Tags of Catch2, by which the test command leaves out what cannot be had.
+inline std::string TagsOf(Pair pair) {
+    std::string tags;
+    for (const BrokerKind kind :
+         {BrokerKind::kRabbitmq, BrokerKind::kKafka, BrokerKind::kActivemq, BrokerKind::kArtemis}) {
+        if (pair.from == kind || pair.to == kind) tags += "[" + std::string{ToString(kind)} + "]";
+    }
+    return tags;
+}
+
+/// The folder of a broker that the test command has started; nothing where there is none.
+inline std::optional<std::string> FolderOf(BrokerKind kind, bool for_restarts = false) {
+    if (kind == BrokerKind::kMemory) return std::nullopt;
+    std::string variable = for_restarts ? "MQ_TEST_RESTART_" : "MQ_TEST_";
+    for (const char c : ToString(kind)) variable += static_cast<char>(c - 'a' + 'A');
+    return FromEnvironment((variable + "_DIR").c_str());
+}
+
+/// A broker of that kind: a new one in memory, or the real one. Nothing where there is none.
+inline std::optional<std::string> UrlOf(BrokerKind kind) {
+    if (kind == BrokerKind::kMemory) return "memory://" + UniqueId("broker");
+    const auto folder = FolderOf(kind);
+    if (!folder) return std::nullopt;
+    std::string url;
+    std::ifstream file{*folder + "/url"};
+    if (!std::getline(file, url)) return std::nullopt;
+    return url;
+}
+
+/// The broker behind a memory:// URL.
+inline memory::Broker& BrokerAt(const std::string& url) {
+    return memory::Broker::Find(url.substr(std::string_view{"memory://"}.size()));
+}
+
+/// A port of the loopback interface that nothing listens on, and nothing can as long as this lives.
+class ClosedPort {
+public:
+    ClosedPort() : socket_(::socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0)) {
+        sockaddr_in address{};
+        address.sin_family = AF_INET;
+        address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
+        socklen_t size = sizeof address;
+        auto* const generic = reinterpret_cast<sockaddr*>(&address);
+        // Bound and not listening: connections are refused.
+        if (::bind(socket_, generic, size) == 0 && ::getsockname(socket_, generic, &size) == 0) {
+            port_ = ntohs(address.sin_port);
+        }
+    }
+    ClosedPort(const ClosedPort&) = delete;
+    ClosedPort& operator=(const ClosedPort&) = delete;
+    ~ClosedPort() { ::close(socket_); }
+
+    [[nodiscard]] int port() const noexcept { return port_; }
+
+private:
+    int socket_;
+    int port_ = 0;
+};
+
+}  // namespace mq::test

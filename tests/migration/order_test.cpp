@@ -1,0 +1,271 @@
+/// @file order_test.cpp
+/// The order of a key across the change of broker, and what it costs the senders: nothing without
+/// `order = "key"`, a short wait with it.
+#include "../support/catch.hpp"
+#include "direction.hpp"
+#include "gate.hpp"
+
+#include <algorithm>
+#include <atomic>
+#include <chrono>
+#include <condition_variable>
+#include <future>
+#include <mutex>
+#include <string>
+#include <thread>
+#include <vector>
+
+namespace {
+
+using namespace mq::test;
+using namespace std::chrono_literals;
+using mq::Message;
+using mq::Order;
+using mq::Policy;
+
+void Listen(Service& service, const std::string& group, Gate& gate) {
+    service.subscription =
+        service.client->RecvMsg(kTopic, [&gate](const Message& message) { gate.Pass(message); },
+                                {.group = group, .concurrency = 4});
+}
+
+void Send(Service& service, const std::string& body) {
+    service.client->SendMsg(kTopic, Message{.body = body, .key = "k"});
+}
+
+TEST_CASE("Messages of the far side are held until the near side is handled, then go in order",
+          "[order]") {
+    const Direction way{GENERATE(true, false)};
+    INFO(way.name());
+    const Scene scene{.order = Order::kKey, .quiet = 50ms, .groups = {"billing"}};
+    Gate gate;
+    Service producer{scene, way.start()};
+    Service billing{scene, way.start()};
+    Listen(billing, "billing", gate);
+    const OpenAtEnd open{gate};
+    for (const char* const body : {"1", "2", "3"}) Send(producer, body);
+    REQUIRE(gate.WaitWaiting(1));
+    billing.SetPolicy(way.moved());
+    producer.SetPolicy(way.end());
+    REQUIRE(producer.Reaches(way.end()));
+    Send(producer, "4");
+    // Another key has no message before it, and still waits: keys are known by their messages only.
+    producer.client->SendMsg(kTopic, Message{.body = "other", .key = "o"});
+
+    REQUIRE(Eventually([&] { return way.FarSide(billing).held == 2; }));
+    CHECK(Stays([&] { return way.FarSide(billing).held == 2 && gate.Passed().empty(); }, 300ms));
+    gate.Open();
+    REQUIRE(gate.WaitPassed(5));
+    CHECK(Eventually([&] { return way.FarSide(billing).held == 0; }));
+    auto passed = gate.Passed();
+    std::erase(passed, "other");
+    CHECK(passed == std::vector<std::string>{"1", "2", "3", "4"});
+
+    // What comes later is held no longer than it takes to ask.
+    Send(producer, "5");
+    CHECK(gate.WaitPassed(6));
+}
+
+TEST_CASE("Held messages wait for what another member of the group still works on", "[order]") {
+    const Direction way{GENERATE(true, false)};
+    INFO(way.name());
+    const Scene scene{.order = Order::kKey, .quiet = 50ms, .groups = {"billing"}};
+    Gate slow_gate;
+    Gate gate{true};
+    Service producer{scene, way.start()};
+    Service slow{scene, way.start()};
+    Listen(slow, "billing", slow_gate);
+    const OpenAtEnd open{slow_gate};
+    Send(producer, "1");
+    REQUIRE(slow_gate.WaitWaiting(1));
+    // The slow member stays on its side: what is sent to the other one can go only to the quick one.
+    Service quick{scene, way.start()};
+    Listen(quick, "billing", gate);
+    quick.SetPolicy(way.both());
+    REQUIRE(quick.Reaches(way.both()));
+    producer.SetPolicy(way.end());
+    REQUIRE(producer.Reaches(way.end()));
+    Send(producer, "2");
+
+    REQUIRE(Eventually([&] { return way.FarSide(quick).held == 1; }));
+    CHECK(Stays([&] { return gate.Passed().empty(); }, 300ms));
+    slow_gate.Open();
+    REQUIRE(gate.WaitPassed(1));
+    CHECK(slow_gate.Passed() == std::vector<std::string>{"1"});
+}
+
+TEST_CASE("A walk turns round only when what is on its way keeps its place", "[order]") {
+    const Direction way{GENERATE(true, false)};
+    INFO(way.name());
+    const Scene scene{.order = Order::kKey, .quiet = 50ms, .groups = {"billing"}};
+    Gate slow_gate;
+    Gate gate{true};
+    Service producer{scene, way.start()};
+    Service slow{scene, way.start()};
+    Listen(slow, "billing", slow_gate);
+    const OpenAtEnd open{slow_gate};
+    Send(producer, "1");
+    REQUIRE(slow_gate.WaitWaiting(1));
+    Service quick{scene, way.start()};
+    Listen(quick, "billing", gate);
+    quick.SetPolicy(way.moved());
+    REQUIRE(quick.Reaches(way.moved()));
+    producer.SetPolicy(way.moved());
+    REQUIRE(producer.Reaches(way.moved()));
+    way.Far(scene).DelayDeliveries(500ms);
+    Send(producer, "2");
+    REQUIRE(way.FarSide(quick).held == 0);
+
+    // Nothing is held yet, and the second message is on its way while the first is being handled.
+    quick.SetPolicy(way.both());
+    CHECK(Stays([&] { return gate.Passed().empty(); }, 1s));
+    slow_gate.Open();
+    REQUIRE(gate.WaitPassed(1));
+    CHECK(slow_gate.Passed() == std::vector<std::string>{"1"});
+    CHECK(quick.Reaches(way.both()));
+}
+
+TEST_CASE("Without an order to keep nothing is held", "[order]") {
+    const Scene scene{.quiet = 50ms, .groups = {"billing"}};
+    Gate gate;
+    Service producer{scene, Policy::kOld};
+    Service billing{scene, Policy::kDualSubscribe};
+    Listen(billing, "billing", gate);
+    const OpenAtEnd open{gate};
+    Send(producer, "1");
+    REQUIRE(gate.WaitWaiting(1));
+    producer.SetPolicy(Policy::kNew);
+    REQUIRE(producer.Reaches(Policy::kNew));
+    Send(producer, "2");
+    CHECK(gate.WaitWaiting(2));
+    CHECK(billing.Status().new_side.held == 0);
+}
+
+TEST_CASE("An ordered move waits for the last confirm, and sends in between wait with it", "[order]") {
+    const Direction way{GENERATE(true, false)};
+    INFO(way.name());
+    const Scene scene{.order = Order::kKey, .quiet = 50ms, .groups = {"billing"}};
+    std::promise<bool> first;
+    Gate gate{true};
+    Service producer{scene, way.both()};
+    Service billing{scene, way.both()};
+    Listen(billing, "billing", gate);
+    way.Near(scene).SetConfirmDelay(kPatience);
+    producer.client->SendMsg(kTopic, Message{.body = "1", .key = "k"},
+                             [&](const mq::SendResult& result) { first.set_value(result.ok()); });
+    producer.SetPolicy(way.moved());
+    REQUIRE(
+        producer.WaitsFor(way.near() + " to confirm 1 messages before the first goes to " + way.far()));
+    auto second = std::async(std::launch::async, [&] { Send(producer, "2"); });
+    CHECK(second.wait_for(300ms) == std::future_status::timeout);
+    CHECK(way.Far(scene).Messages(scene.address).empty());
+
+    way.Near(scene).SetConfirmDelay(0ms);
+    CHECK(first.get_future().get());
+    CHECK_NOTHROW(second.get());
+    CHECK(producer.Reaches(way.moved()));
+    CHECK(way.Near(scene).Messages(scene.address).size() == 1);
+    CHECK(way.Far(scene).Messages(scene.address).size() == 1);
+    REQUIRE(gate.WaitPassed(2));
+    CHECK(gate.Passed() == std::vector<std::string>{"1", "2"});
+}
+
+TEST_CASE("A lost confirm delays an ordered move no longer than the send's deadline", "[order]") {
+    const Scene scene{.order = Order::kKey, .quiet = 50ms, .groups = {"billing"}, .send_timeout = 1s};
+    std::promise<mq::SendResult> lost;
+    Gate gate{true};
+    Service producer{scene, Policy::kDualSubscribe};
+    Service billing{scene, Policy::kDualSubscribe};
+    Listen(billing, "billing", gate);
+    scene.OldBroker().LoseConfirms(1);
+    producer.client->SendMsg(kTopic, Message{.body = "1", .key = "k"},
+                             [&](const mq::SendResult& result) { lost.set_value(result); });
+    producer.SetPolicy(Policy::kNewPublish);
+    REQUIRE(producer.Reaches(Policy::kNewPublish));
+    const mq::SendResult result = lost.get_future().get();
+    REQUIRE_FALSE(result.ok());
+    CHECK(result.error().outcome() == mq::Outcome::kUnknown);
+    // Its outcome is unknown: repeating it on the other side would be the sender's decision.
+    CHECK(scene.NewBroker().Messages(scene.address).empty());
+    Send(producer, "2");
+    CHECK(gate.WaitPassed(2));
+}
+
+// Sends at full speed with pipelined confirms, and keeps the longest time that one call took.
+class Stopwatch {
+public:
+    Stopwatch(mq::Client& client, Audit& audit, std::size_t producer)
+        : thread_([this, &client, &audit, producer] { Run(client, audit, producer); }) {}
+    Stopwatch(const Stopwatch&) = delete;
+    Stopwatch& operator=(const Stopwatch&) = delete;
+    ~Stopwatch() { Stop(); }
+
+    void Stop() {
+        stop_ = true;
+        if (thread_.joinable()) thread_.join();
+    }
+
+    [[nodiscard]] std::chrono::microseconds longest() const { return longest_; }
+
+private:
+    void Run(mq::Client& client, Audit& audit, std::size_t producer) {
+        constexpr auto kPace = 200us;  // 5,000 a second for each of two senders
+        std::mutex mutex;
+        std::condition_variable never;
+        std::unique_lock lock{mutex};
+        for (auto next = mq::backend::Clock::now(); !stop_; next += kPace) {
+            never.wait_until(lock, next);
+            Message message = audit.Make(producer);
+            const auto begin = mq::backend::Clock::now();
+            client.SendMsg(kTopic, std::move(message),
+                           [&audit](const mq::SendResult& result) { audit.Ended(result); });
+            longest_ = std::max(longest_, std::chrono::duration_cast<std::chrono::microseconds>(
+                                              mq::backend::Clock::now() - begin));
+        }
+    }
+
+    std::atomic<bool> stop_{false};
+    std::chrono::microseconds longest_{0};  // the thread's; read after Stop
+    std::thread thread_;                    // last: it uses all of the above
+};
+
+TEST_CASE("Without an order to keep no send waits for a change of policy", "[order]") {
+    // The brokers take two seconds to confirm: a send that waited for confirms would show it.
+    constexpr auto kConfirm = 2s;
+    constexpr auto kBound = 1s;  // generous: the machine may do other things
+    const Scene scene{.quiet = 20ms, .groups = {"billing"}};
+    Audit audit{{"billing"}, 0};
+    Service producer{scene, Policy::kDualSubscribe};
+    Service billing{scene, Policy::kDualSubscribe};
+    billing.subscription = billing.client->RecvMsg(
+        kTopic, [&audit](const Message& message) { audit.Processed("billing", message); },
+        {.group = "billing", .concurrency = 2});
+    scene.OldBroker().SetConfirmDelay(kConfirm);
+    scene.NewBroker().SetConfirmDelay(kConfirm);
+    {
+        Stopwatch one{*producer.client, audit, 0};
+        Stopwatch two{*producer.client, audit, 1};
+        for (const Policy policy : {Policy::kNewPublish, Policy::kDualSubscribe, Policy::kNewPublish}) {
+            REQUIRE(audit.WaitProcessed(1000));
+            producer.SetPolicy(policy);
+            REQUIRE(producer.Reaches(policy));
+        }
+        REQUIRE(audit.WaitProcessed(1000));
+        one.Stop();
+        two.Stop();
+        INFO("the longest calls took " << one.longest().count() << " and " << two.longest().count()
+                                       << " microseconds");
+        CHECK(std::max(one.longest(), two.longest()) < kBound);
+    }
+    scene.OldBroker().SetConfirmDelay(0ms);
+    scene.NewBroker().SetConfirmDelay(0ms);
+    CHECK(audit.WaitComplete());
+    const AuditVerdict verdict = audit.Check();
+    INFO(verdict);
+    CHECK(verdict.lost == 0);
+    CHECK(verdict.crossed == 0);
+    CHECK(scene.OldBroker().Total().confirmed > 0);
+    CHECK(scene.NewBroker().Total().confirmed > 0);
+}
+
+}  // namespace

@@ -1,0 +1,85 @@
+/// @file main.cpp
+/// The main of every test program. Besides running the tests it counts the test cases, so that the test
+/// command can add up several programs: it writes "PASSED FAILED SKIPPED" into the file that the
+/// variable MQ_TEST_TALLY names and, while a test case runs, its name into that file with ".running"
+/// appended, which tells where a program hung or died.
+#define CATCH_CONFIG_RUNNER
+#include "catch.hpp"
+
+#include <cstdlib>
+#include <fstream>
+#include <iostream>
+#include <string>
+
+namespace {
+
+#if __has_include(<catch2/catch_all.hpp>)
+using ListenerBase = Catch::EventListenerBase;
+const Catch::TestCaseInfo& Info(const Catch::TestCaseStats& stats) { return *stats.testInfo; }
+#else
+using ListenerBase = Catch::TestEventListenerBase;
+const Catch::TestCaseInfo& Info(const Catch::TestCaseStats& stats) { return stats.testInfo; }
+#endif
+
+// Catch2 counts what its own SKIP has skipped from 3.3 on.
+template <typename Counts>
+bool SkippedByCatch([[maybe_unused]] const Counts& counts) {
+    if constexpr (requires { counts.skipped; }) return counts.skipped > 0;
+    return false;
+}
+
+// A filter that leaves nothing to run is no failure; Catch2 2 agrees, and 3 has to be told.
+template <typename ConfigData>
+void AllowNoTests([[maybe_unused]] ConfigData& config) {
+    if constexpr (requires { config.allowZeroTests; }) config.allowZeroTests = true;
+}
+
+std::string TallyFile() {
+    const char* const path = std::getenv("MQ_TEST_TALLY");
+    return path != nullptr ? path : "";
+}
+
+class Tally : public ListenerBase {
+public:
+    using ListenerBase::ListenerBase;
+
+    void testCaseStarting(const Catch::TestCaseInfo& test) override {
+        mq::test::SkipReason().clear();
+        if (!file_.empty()) std::ofstream{file_ + ".running"} << test.name << '\n';
+    }
+
+    void testCaseEnded(const Catch::TestCaseStats& stats) override {
+        const Catch::Counts& counts = stats.totals.testCases;
+        if (counts.failed > 0) {
+            ++failed_;
+        } else if (!mq::test::SkipReason().empty()) {
+            ++skipped_;
+            std::cout << "skipped: " << Info(stats).name << ": " << mq::test::SkipReason() << std::endl;
+        } else if (SkippedByCatch(counts)) {
+            ++skipped_;
+        } else {
+            ++passed_;
+        }
+    }
+
+    void testRunEnded(const Catch::TestRunStats&) override {
+        if (file_.empty()) return;
+        std::ofstream{file_} << passed_ << ' ' << failed_ << ' ' << skipped_ << '\n';
+    }
+
+private:
+    std::string file_ = TallyFile();
+    int passed_ = 0;
+    int failed_ = 0;
+    int skipped_ = 0;
+};
+
+CATCH_REGISTER_LISTENER(Tally)
+
+}  // namespace
+
+int main(int argc, char* argv[]) {
+    Catch::Session session;
+    AllowNoTests(session.configData());
+    return session.run(argc, argv);
+}

@@ -1,0 +1,70 @@
+/// @file sender_test.cpp
+/// What a producer writes beside its messages, and what is remembered of it.
+#include "../support/catch.hpp"
+#include <mq/migration/sender.hpp>
+
+#include <string>
+#include <string_view>
+
+namespace {
+
+using mq::Policy;
+using mq::Side;
+using mq::migration::ParseSender;
+using mq::migration::SeenProducers;
+using mq::migration::Sender;
+using mq::migration::ToText;
+
+TEST_CASE("A sender survives its text", "[sender]") {
+    for (const Policy stage : mq::kPolicies) {
+        const Sender sender{.id = "mq-0123456789ABCDEF", .stage = stage, .moves = 12};
+        const std::string text = ToText(sender);
+        CHECK(ParseSender(text) == sender);
+    }
+}
+
+TEST_CASE("A text that no sender wrote is none", "[sender]") {
+    for (const std::string_view text :
+         {"", " ", "  ", "mq-1", "mq-1 old", "mq-1 old ", "mq-1 older 1", "mq-1 old x", "mq-1 old 1x",
+          "mq-1 old -1", " old 1", "mq-1 old 99999999999999999999", "mq-1 old 1 "}) {
+        INFO("\"" << text << "\"");
+        CHECK_FALSE(ParseSender(text));
+    }
+}
+
+TEST_CASE("Of a producer the last rung counts, not the last message to arrive", "[sender]") {
+    SeenProducers seen;
+    seen.Note(Side::kOld, "mq-1 dual-subscribe 0");
+    seen.Note(Side::kNew, "mq-1 new-publish 1");
+    seen.Note(Side::kOld, "mq-1 dual-subscribe 2");
+    seen.Note(Side::kOld, "mq-1 old 0");  // delivered again, say
+    seen.Note(Side::kOld, "nonsense");
+    const auto old_side = seen.Lately(Side::kOld);
+    REQUIRE(old_side.size() == 1);
+    CHECK(old_side.front().client == "mq-1");
+    CHECK(old_side.front().stage == Policy::kDualSubscribe);
+    CHECK(old_side.front().moves == 2);
+    CHECK(seen.Lately(Side::kNew).size() == 1);
+}
+
+TEST_CASE("Who has moved most often shows where publishing went to last", "[sender]") {
+    SeenProducers seen;
+    CHECK_FALSE(seen.Newer());
+    seen.Note(Side::kOld, "mq-1 dual-subscribe 0");
+    seen.Note(Side::kNew, "mq-2 new-publish 0");
+    CHECK_FALSE(seen.Newer());
+    seen.Note(Side::kNew, "mq-1 new-publish 1");
+    CHECK(seen.Newer() == Side::kNew);
+    seen.Note(Side::kOld, "mq-1 dual-subscribe 2");
+    CHECK(seen.Newer() == Side::kOld);
+    seen.Note(Side::kOld, "mq-1 dual-subscribe 0");
+    CHECK(seen.Newer() == Side::kOld);
+}
+
+TEST_CASE("No more producers than the bound are remembered", "[sender]") {
+    SeenProducers seen;
+    for (int i = 0; i < 1200; ++i) seen.Note(Side::kOld, "mq-" + std::to_string(i) + " old 0");
+    CHECK(seen.Lately(Side::kOld).size() == 1000);
+}
+
+}  // namespace
