@@ -254,6 +254,17 @@ struct Backlog {
     bool known = true;
 };
 
+/// What a broker allows, and the adapter's way to use it; nothing where there is no limit, or none that
+/// is known.
+struct Limits {
+    std::optional<std::uint64_t> message_bytes = {};  ///< The largest body, in bytes.
+    /// How long a message may stay unsettled before the broker takes it away.
+    std::optional<std::chrono::milliseconds> handling_time = {};
+    /// Whether the broker keeps a position for a group instead of a state for each message: what was
+    /// settled behind an unsettled one is then delivered again after a restart.
+    bool settles_in_order = false;
+};
+
 /// One broker.
 class Backend {
 public:
@@ -280,6 +291,9 @@ public:
     /// the deadline at most; answers unknown at once while there is no connection to ask by.
     virtual Backlog CheckBacklog(const Destination& destination, const std::string& group,
                                  Clock::time_point deadline) noexcept = 0;
+
+    /// Compared before a topic moves from one broker to another. Does not ask the broker.
+    [[nodiscard]] virtual Limits GetLimits() const { return {}; }
 
     /// Ends publishing: waits for what is in flight until the deadline, then hands back the rest,
     /// failed with ErrorCode::kClosed and its true outcome. After it has returned nothing is published

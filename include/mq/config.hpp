@@ -97,9 +97,14 @@ std::string KeyPath(const Parts&... parts) {
         const bool bare = !part.empty() && part.find_first_not_of(kBare) == std::string_view::npos;
         if (bare) {
             path += part;
-        } else {
-            path.append("\"").append(part).append("\"");
+            return;
         }
+        path += '"';
+        for (const char c : part) {
+            if (c == '"' || c == '\\') path += '\\';
+            path += c;
+        }
+        path += '"';
     };
     (append(parts), ...);
     return path;

@@ -2,6 +2,7 @@
 /// What RecvMsg returns: as long as it lives, its handler gets the messages of a topic.
 #pragma once
 
+#include <mq/detail/deadline.hpp>
 #include <mq/migration/listener.hpp>
 
 #include <chrono>
@@ -51,11 +52,12 @@ public:
 
     /// Stops taking messages, waits for the handlers that run, and leaves the rest unsettled at the
     /// broker, which delivers it to the group again. Blocks until then, for `timeout` and the time a
-    /// broker takes to answer at most. Called by a handler of this subscription it does not wait for
-    /// that handler. Idempotent.
+    /// broker takes to answer at most; handlers of other subscriptions are not waited for. The handler,
+    /// with what it owns, is destroyed before it returns, or when its last call has returned. Called by
+    /// a handler of this subscription it does not wait for that handler. Idempotent.
     void Close(std::chrono::milliseconds timeout = kDefaultTimeout) noexcept {
         if (const auto listener = std::exchange(listener_, nullptr)) {
-            listener->Close(backend::Clock::now() + timeout);
+            listener->Close(detail::DeadlineAfter(timeout));
         }
     }
 

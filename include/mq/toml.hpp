@@ -121,7 +121,8 @@ private:
 
     template <typename Target, std::size_t kCount>
     void ReadKeys(const Value& value, const std::array<Key<Target>, kCount>& keys, Target& target) {
-        const toml::table* const table = AsTable(value, "a table, as in [" + value.path + "]");
+        const toml::table* const table =
+            AsTable(value, "a table, as in [" + ShownKey(value.path) + "]");
         if (table == nullptr) return;
         for (const auto& [name, node] : *table) {
             const std::string_view found = name.str();
@@ -376,7 +377,10 @@ private:
 
     // A value that could not be read has been reported; what is said of its stand-in would be noise.
     void AddChecks() {
-        std::vector<ConfigProblem> found = CheckConfig(config_);
+        const bool brokers_known =
+            std::none_of(problems_.begin(), problems_.end(),
+                         [](const ConfigProblem& known) { return known.key == "brokers"; });
+        std::vector<ConfigProblem> found = ConfigChecker{config_, brokers_known}.Run();
         std::erase_if(found, [this](const ConfigProblem& problem) {
             return std::any_of(problems_.begin(), problems_.end(), [&](const ConfigProblem& known) {
                 return IsAtOrBelow(problem.key, known.key);
@@ -396,10 +400,17 @@ private:
 };
 
 /// What toml++ says of a syntax error, without what it quotes of the file: that may be a password that
-/// lacks its quotation marks. Names of keys stay.
+/// lacks its quotation marks. Names of keys stay, unless they may be one too.
 inline std::string SyntaxErrorText(std::string_view description) {
     std::string text{description.substr(0, description.find(", saw "))};
-    if (text.find(": cannot ") == std::string::npos) {
+    if (text.find(": cannot ") != std::string::npos) {
+        const std::size_t open = text.find('\'');
+        const std::size_t close = text.rfind('\'');
+        if (open != close &&
+            MayHoldPassword(std::string_view{text}.substr(open + 1, close - open - 1))) {
+            text.replace(open, close + 1 - open, "what stands there");
+        }
+    } else {
         for (std::size_t open = text.find('\''); open != std::string::npos;) {
             const std::size_t close = text.find('\'', open + 1);
             if (close == std::string::npos) return text.substr(0, open);

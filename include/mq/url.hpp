@@ -195,10 +195,11 @@ inline Url ParseUrl(std::string_view text) {
     return url;
 }
 
-/// The URL for a person to read: without password and query, for either may hold a secret.
+/// The URL for a person to read: without password and query, for either may hold a secret, and without
+/// what stands behind a colon in the user name, for that may be a password that has strayed there.
 inline std::string Redacted(const Url& url) {
     std::string text = url.scheme + "://";
-    if (!url.user.empty()) text += url.user + "@";
+    if (!url.user.empty()) text += url.user.substr(0, url.user.find(':')) + "@";
     bool first = true;
     for (const auto& [host, port] : url.hosts) {
         if (!first) text += ",";

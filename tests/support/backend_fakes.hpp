@@ -30,6 +30,10 @@ namespace mq::test {
 /// sanitizer and a real broker. A wait returns as soon as what it waits for has come.
 inline constexpr std::chrono::seconds kPatience{30};
 
+/// What counts as prompt where something worse would last as long as kPatience or longer: a bound that
+/// a loaded machine keeps. Where the order of events can show that nothing was waited for, it does.
+inline constexpr std::chrono::seconds kPrompt{10};
+
 /// An id that no other process of this machine makes, so that runs against one broker do not meet.
 inline std::string UniqueId(std::string_view prefix = "m") {
     static const std::uint32_t process = std::random_device{}();

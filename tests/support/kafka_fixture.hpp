@@ -38,7 +38,7 @@ class AnyKafka {
 public:
     AnyKafka() : url_(FromFolder("url")) {
         if (!url_.empty()) return;
-        std::cout << "there is no Kafka (MQ_TEST_KAFKA_DIR): on librdkafka's mock cluster" << std::endl;
+        SayOnce();
         mock_ = std::make_unique<MockCluster>();
         url_ = mock_->url();
     }
@@ -51,6 +51,17 @@ public:
     }
 
 private:
+    // The test command shows such a line, and once is enough.
+    static void SayOnce() {
+        static const bool said = [] {
+            std::cout << "note: there is no Kafka (MQ_TEST_KAFKA_DIR): what can be is tested on "
+                         "librdkafka's mock cluster"
+                      << std::endl;
+            return true;
+        }();
+        static_cast<void>(said);
+    }
+
     std::unique_ptr<MockCluster> mock_ = {};
     std::string url_;
 };

@@ -4,8 +4,15 @@
 /// variable MQ_TEST_TALLY names and, while a test case runs, its name into that file with ".running"
 /// appended, which tells where a program hung or died.
 #define CATCH_CONFIG_RUNNER
+// A sanitizer's own report of a fatal signal says more, and so does what is below.
+#define CATCH_CONFIG_NO_POSIX_SIGNALS
 #include "catch.hpp"
 
+#include <execinfo.h>
+#include <unistd.h>
+
+#include <array>
+#include <csignal>
 #include <cstdlib>
 #include <fstream>
 #include <iostream>
@@ -76,9 +83,34 @@ private:
 
 CATCH_REGISTER_LISTENER(Tally)
 
+// Where a program without a sanitizer died: the frames of the thread, as addresses for addr2line. What
+// was printed before is in buffers, and must not be lost with them.
+extern "C" void PrintFrames(int signal_number) {
+    std::array<void*, 64> frames{};
+    const int count = ::backtrace(frames.data(), static_cast<int>(frames.size()));
+    ::backtrace_symbols_fd(frames.data(), count, STDERR_FILENO);
+    std::signal(signal_number, SIG_DFL);
+    std::raise(signal_number);
+}
+
+void PrintFramesOnFatalSignals() {
+#if !defined(__SANITIZE_ADDRESS__) && !defined(__SANITIZE_THREAD__)
+#if defined(__has_feature)
+#if __has_feature(address_sanitizer) || __has_feature(thread_sanitizer)
+    return;
+#endif
+#endif
+    std::array<void*, 1> loaded{};
+    ::backtrace(loaded.data(), 1);  // loads what it needs now, and not in the handler
+    std::cout << std::unitbuf;
+    for (const int fatal : {SIGSEGV, SIGBUS, SIGILL, SIGFPE, SIGABRT}) std::signal(fatal, &PrintFrames);
+#endif
+}
+
 }  // namespace
 
 int main(int argc, char* argv[]) {
+    PrintFramesOnFatalSignals();
     Catch::Session session;
     AllowNoTests(session.configData());
     return session.run(argc, argv);

@@ -59,6 +59,11 @@ public:
         rd_kafka_mock_topic_create(cluster_, topic.c_str(), partitions, 1);
     }
 
+    /// What the cluster says when it is asked about the topic.
+    void SetTopicError(const std::string& topic, rd_kafka_resp_err_t error) {
+        rd_kafka_mock_topic_set_error(cluster_, topic.c_str(), error);
+    }
+
     /// Closes every connection, and refuses new ones until Up.
     void Down() { rd_kafka_mock_broker_set_down(cluster_, kAllBrokers); }
     void Up() { rd_kafka_mock_broker_set_up(cluster_, kAllBrokers); }
@@ -72,6 +77,9 @@ public:
             rd_kafka_mock_push_request_errors(cluster_, request, 1, error);
         }
     }
+
+    /// Answers requests of that kind again as they deserve.
+    void StopFailing(Request request) { rd_kafka_mock_clear_request_errors(cluster_, request); }
 
 private:
     static constexpr int kAllBrokers = -1;

@@ -6,6 +6,7 @@
 
 #include <chrono>
 #include <condition_variable>
+#include <cstddef>
 #include <mutex>
 #include <string>
 #include <string_view>
@@ -23,6 +24,20 @@ bool Eventually(Predicate predicate, std::chrono::milliseconds patience = kPatie
     while (!predicate()) {
         if (backend::Clock::now() >= deadline) return false;
         never.wait_for(lock, std::chrono::milliseconds{2});
+    }
+    return true;
+}
+
+/// Waits until `count()` has come to `wanted`, for as long as it grows: a slow broker is given the time
+/// that it takes, and one that stands still is not.
+/// @returns false where it has not grown for the patience.
+template <typename Count>
+bool EventuallyReaches(Count count, std::size_t wanted,
+                       std::chrono::milliseconds patience = kPatience) {
+    std::size_t seen = count();
+    while (seen < wanted) {
+        if (!Eventually([&] { return count() > seen; }, patience)) return false;
+        seen = count();
     }
     return true;
 }

@@ -904,3 +904,122 @@ TEST_CASE("many threads send, subscribe, change the policy and look at the statu
     CHECK(failures.All() == std::vector<std::string>{});
     CHECK(all);
 }
+
+TEST_CASE("what a handler returns is dropped, also where it asks not to be") {
+    struct [[nodiscard]] Answer {};
+    Counter handled;
+    Bench bench;
+    Client& client = bench.Start();
+    const auto handler = [&](const Message&) {
+        handled.Add();
+        return Answer{};
+    };
+    const Subscription a = client.RecvMsg("orders", handler);
+    const Subscription b = client.RecvMsg("invoices", [&](Delivery delivery) {
+        delivery.Ack();
+        handled.Add();
+        return Answer{};
+    });
+    client.SendMsg("orders", "b");
+    client.SendMsg("invoices", "b", [](const SendResult&) { return Answer{}; });
+    CHECK(handled.WaitFor(2));
+}
+
+TEST_CASE("an empty handler is refused") {
+    Bench bench;
+    Client& client = bench.Start();
+    const auto check = [&](auto handler) {
+        const auto error = ErrorOf([&] { const auto none = client.RecvMsg("orders", handler); });
+        REQUIRE(error);
+        CHECK(error->code() == ErrorCode::kInvalidArgument);
+    };
+    check(std::function<void(const Message&)>{});
+    check(std::function<void(Delivery)>{});
+    check(static_cast<void (*)(const Message&)>(nullptr));
+    CHECK(bench.legacy.Members("orders", "billing") == 0);
+}
+
+TEST_CASE("a prefetch that no broker can carry is refused, and 0 is the config's") {
+    Bench bench;
+    Client& client = bench.Start();
+    const auto subscribe = [&](std::size_t prefetch) {
+        return ErrorOf([&] {
+            const auto none = client.RecvMsg("orders", [](const Message&) {}, {.prefetch = prefetch});
+        });
+    };
+    for (const std::size_t prefetch : {std::size_t{65536}, static_cast<std::size_t>(-1)}) {
+        const auto error = subscribe(prefetch);
+        REQUIRE(error);
+        CHECK(error->code() == ErrorCode::kInvalidArgument);
+        CHECK(Contains(error->what(), "65535"));
+    }
+    for (const std::size_t prefetch : {0u, 1u, 65535u}) CHECK_FALSE(subscribe(prefetch));
+}
+
+TEST_CASE("a blocking send in a callback goes the other way as well, and counts as no failure") {
+    Bench bench;
+    bench.config.client.send_timeout = std::chrono::seconds{2};
+    bench.config.topics["orders"].policy = Policy::kDualSubscribe;
+    bench.config.topics["orders"].failover = true;
+    Collector received;
+    Client& client = bench.Start();
+    const Subscription subscription = client.RecvMsg("orders", received.Handler());
+    const auto deadline = mq::test::After();
+    while (!client.Status("orders").failover && mq::backend::Clock::now() < deadline) {
+        bench.never.WaitFor(1, milliseconds{2});
+    }
+    REQUIRE(client.Status("orders").failover);
+    bench.legacy.Stop();
+    std::optional<Error> error;
+    Counter done;
+    client.SendMsg("nowhere", "b", [&](const SendResult&) {
+        error = ErrorOf([&] { client.SendMsg("orders", "from the callback"); });
+        done.Add();
+    });
+    REQUIRE(done.WaitFor(1));
+    CHECK_FALSE(error);
+    CHECK(received.WaitForCount(1));
+    CHECK(bench.next.Messages("orders").size() == 1);
+    const mq::TopicStatus status = client.Status("orders");
+    CHECK(status.old_side.failed == 0);
+    CHECK(status.new_side.failed == 0);
+    CHECK(status.old_side.in_flight + status.new_side.in_flight == 0);
+    bench.legacy.Start();
+}
+
+TEST_CASE("nothing of an earlier file is applied once another one is watched") {
+    // The files name a policy each; the loader is the test's own, so that it can change the first file
+    // while the second is being read.
+    const Bench bench;
+    static const Bench* bench_of_loader = nullptr;
+    static std::filesystem::path first_path;
+    static std::atomic<bool> change_first{false};
+    bench_of_loader = &bench;
+    const TemporaryFile first;
+    const TemporaryFile second;
+    first_path = first.path();
+    first.Write("old");
+    second.Write("new");
+    mq::detail::ConfigLoader const real = mq::detail::FindConfigLoader();
+    mq::detail::RegisterConfigLoader([](const std::filesystem::path& path) {
+        Config config = bench_of_loader->config;
+        if (path == first_path) {
+            config.topics["orders"].policy = Policy::kDualSubscribe;
+            return config;
+        }
+        if (change_first.exchange(false)) {
+            std::ofstream{first_path} << "again";
+            Counter{}.WaitFor(1, kGlance);  // gives an earlier watcher the time to see it
+        }
+        return config;
+    });
+    {
+        Client client{bench.config};
+        client.Watch(first.path());
+        CHECK(client.Status("orders").policy == Policy::kDualSubscribe);
+        change_first = true;
+        client.Watch(second.path());
+        CHECK(client.Status("orders").policy == Policy::kOld);
+    }
+    mq::detail::RegisterConfigLoader(real);
+}

@@ -471,6 +471,56 @@ TEST_CASE("a stopped dispatcher begins with nothing and gives everything back") 
     CHECK(bench.ledger.destroyed.Value() == 4);
 }
 
+TEST_CASE("the wait for handlers is none for a thread that others keep") {
+    Gate release;
+    Gate inside;
+    Bench bench{[](Delivery delivery) { delivery.Ack(); }};
+    WorkerPool pool{1};
+    auto dispatcher = std::make_shared<Dispatcher>(
+        pool, [](Delivery delivery) { delivery.Ack(); }, Dispatcher::Options{.log = {}});
+    pool.Post([&] {
+        inside.Open();
+        release.Wait();
+    });
+    REQUIRE(inside.Wait());
+    dispatcher->Offer(Side::kOld, std::make_unique<FakeInbound>(bench.ledger, Message{.body = "b"}));
+    dispatcher->Stop();
+    CHECK(dispatcher->WaitHandlers(mq::backend::Clock::time_point::min()));
+    Counter quiet;
+    dispatcher->WhenQuiet([&] { quiet.Add(); });
+    CHECK(quiet.Value() == 1);
+    CHECK(bench.ledger.destroyed.Value() == 1);
+    release.Open();
+    pool.Stop();
+}
+
+TEST_CASE("a handler is destroyed when it is stopped, or when its last call has returned") {
+    auto owned = std::make_shared<int>(0);
+    const std::weak_ptr<int> alive = owned;
+    Gate inside;
+    Gate release;
+    Bench bench{[owned = std::move(owned), &inside, &release](Delivery delivery) {
+        inside.Open();
+        release.Wait();
+        delivery.Ack();
+    }};
+    CHECK_FALSE(alive.expired());
+    SECTION("while nothing runs") {
+        bench.dispatcher->Stop();
+        CHECK(alive.expired());
+    }
+    SECTION("while a call runs") {
+        bench.Offer("b");
+        REQUIRE(inside.Wait());
+        bench.dispatcher->Stop();
+        CHECK_FALSE(alive.expired());
+        release.Open();
+        REQUIRE(bench.dispatcher->WaitHandlers(After()));
+        CHECK(alive.expired());
+        CHECK(bench.ledger.settled.Value() == 1);
+    }
+}
+
 TEST_CASE("a delivery is settled after the stop, and a nack then gives it back") {
     DeliveryBox box;
     Bench bench{box.Handler(), {.concurrency = 2}};

@@ -1,8 +1,10 @@
 /// @file file_watcher_test.cpp
 /// Following a file through every way in which editors, deployments and Kubernetes replace one.
+#include "../support/backend_fakes.hpp"
 #include "../support/catch.hpp"
 #include <mq/detail/file_watcher.hpp>
 
+#include <algorithm>
 #include <atomic>
 #include <chrono>
 #include <condition_variable>
@@ -19,8 +21,10 @@
 namespace {
 
 namespace fs = std::filesystem;
+using mq::test::kPatience;
+using mq::test::kPrompt;
+using std::chrono::hours;
 using std::chrono::milliseconds;
-using std::chrono::seconds;
 
 class Folder {
 public:
@@ -59,17 +63,17 @@ std::string Read(const fs::path& file) {
 template <typename Events>
 class Follower {
 public:
-    explicit Follower(fs::path file) : file_(std::move(file)) {
-        // Polling as often as this is for the tests, which would wait for most of their time otherwise.
+    // Polling as often as this is for the tests, which would wait for most of their time otherwise.
+    explicit Follower(fs::path file, milliseconds poll_interval = milliseconds{20})
+        : file_(std::move(file)) {
         watcher_.emplace(
-            file_, [this] { Look(); }, milliseconds{20});
+            file_, [this] { Look(); }, poll_interval);
     }
 
-    // Whether a call has found this text in the file, or finds it before the deadline. The deadline is
-    // long for the sake of slow machines; a test of its own looks at how long it takes.
-    bool Sees(const std::string& text, milliseconds deadline = seconds{10}) {
+    // Whether a call has found this text in the file, or finds it before the deadline.
+    bool Sees(const std::string& text) {
         std::unique_lock lock{mutex_};
-        return changed_.wait_for(lock, deadline, [&] { return calls_ > 0 && text_ == text; });
+        return changed_.wait_for(lock, kPatience, [&] { return calls_ > 0 && text_ == text; });
     }
 
     int calls() {
@@ -94,6 +98,38 @@ private:
     std::string text_;
     int calls_ = 0;
     std::optional<mq::detail::BasicFileWatcher<Events>> watcher_;
+};
+
+// Events in the middle of a burst that never settles: something has happened, and more is to come until
+// the watcher is to end.
+class BurstEvents {
+public:
+    using Timeout = std::optional<milliseconds>;
+
+    static bool Watch(const mq::detail::ResolvedFile& /*file*/) { return true; }
+
+    mq::detail::FileEvents Wait(Timeout /*timeout*/) {
+        std::unique_lock lock{mutex_};
+        if (!begun_) {
+            begun_ = true;
+            changed_.notify_all();
+            return {.any = true, .written = true};
+        }
+        changed_.wait_for(lock, kPatience, [this] { return stopped_; });
+        return {.stopped = stopped_, .any = true, .written = true};
+    }
+
+    void Stop() {
+        const std::lock_guard lock{mutex_};
+        stopped_ = true;
+        changed_.notify_all();
+    }
+
+private:
+    std::mutex mutex_;  // guards the rest
+    std::condition_variable changed_;
+    bool begun_ = false;
+    bool stopped_ = false;
 };
 
 using Inotify = mq::detail::InotifyEvents;
@@ -277,21 +313,35 @@ TEST_CASE("a burst of writes makes few calls, the last of which finds the last t
     Write(folder / "mq.toml", "start");
     Follower<Inotify> follower{folder / "mq.toml"};
     constexpr int kWrites = 500;
+    const auto begin = std::chrono::steady_clock::now();
     for (int i = 1; i <= kWrites; ++i) WriteByRename(folder / "mq.toml", "text " + std::to_string(i));
     CHECK(follower.Sees("text " + std::to_string(kWrites)));
-    CHECK(follower.calls() < kWrites / 10);
+    // One call in the time that a change is given to settle: a writer who is kept from the processor
+    // for that long makes several bursts of it.
+    constexpr milliseconds kSettle{30};
+    const int calls = follower.calls();
+    CHECK(calls <= (std::chrono::steady_clock::now() - begin) / kSettle + 1);
 }
 
 TEMPLATE_TEST_CASE("a watcher ends at once, also in the middle of a burst", "", Inotify, Polling) {
     const Folder folder;
     Write(folder / "mq.toml", "first");
-    Follower<TestType> idle{folder / "mq.toml"};
-    Follower<TestType> busy{folder / "mq.toml"};
+    // The next look is an hour away for the one that looks.
+    Follower<TestType> idle{folder / "mq.toml", hours{1}};
+    Follower<TestType> busy{folder / "mq.toml", hours{1}};
     Write(folder / "mq.toml", "second");
     const auto begin = std::chrono::steady_clock::now();
     busy.Close();
     idle.Close();
-    CHECK(std::chrono::steady_clock::now() - begin < milliseconds{400});
+    CHECK(std::chrono::steady_clock::now() - begin < kPrompt);
+}
+
+TEST_CASE("a watcher that ends in a burst neither waits for it to settle nor reports it") {
+    const Folder folder;
+    Write(folder / "mq.toml", "first");
+    Follower<BurstEvents> follower{folder / "mq.toml"};
+    follower.Close();
+    CHECK(follower.calls() == 0);
 }
 
 TEST_CASE("a watcher waits for the call that runs, and makes none after it") {
@@ -303,15 +353,15 @@ TEST_CASE("a watcher waits for the call that runs, and makes none after it") {
     std::optional<mq::detail::FileWatcher> watcher;
     watcher.emplace(folder / "mq.toml", [&, left = leave.get_future().share()] {
         if (++calls == 1) entered.set_value();
-        left.wait_for(seconds{10});
+        left.wait_for(kPatience);
     });
     Write(folder / "mq.toml", "second");
-    REQUIRE(entered.get_future().wait_for(seconds{5}) == std::future_status::ready);
+    REQUIRE(entered.get_future().wait_for(kPatience) == std::future_status::ready);
     Write(folder / "mq.toml", "third");
     auto closed = std::async(std::launch::async, [&] { watcher.reset(); });
     CHECK(closed.wait_for(milliseconds{50}) == std::future_status::timeout);
     leave.set_value();
-    REQUIRE(closed.wait_for(seconds{5}) == std::future_status::ready);
+    REQUIRE(closed.wait_for(kPatience) == std::future_status::ready);
     CHECK(calls == 1);
 }
 
@@ -326,15 +376,28 @@ TEST_CASE("a relative path is meant from the folder in which the watcher was mad
                                           [&] { std::call_once(once, [&] { called.set_value(); }); }};
     fs::current_path(before);
     Write(folder / "mq.toml", "second");
-    CHECK(called.get_future().wait_for(seconds{10}) == std::future_status::ready);
+    CHECK(called.get_future().wait_for(kPatience) == std::future_status::ready);
 }
 
 TEST_CASE("a change is seen well within a second") {
     const Folder folder;
-    Write(folder / "mq.toml", "first");
+    Write(folder / "mq.toml", "0");
     Follower<Inotify> follower{folder / "mq.toml"};
-    Write(folder / "mq.toml", "second");
-    CHECK(follower.Sees("second", milliseconds{500}));
-    WriteByRename(folder / "mq.toml", "third");
-    CHECK(follower.Sees("third", milliseconds{500}));
+    // The least of several measurements: what the watcher adds is in each of them, and what a loaded
+    // machine adds is not.
+    constexpr int kMeasurements = 5;
+    auto written = std::chrono::steady_clock::duration::max();
+    auto renamed = written;
+    for (int i = 1; i <= kMeasurements; ++i) {
+        const auto measure = [&](auto write, const std::string& text) {
+            const auto begin = std::chrono::steady_clock::now();
+            write(folder / "mq.toml", text);
+            REQUIRE(follower.Sees(text));
+            return std::chrono::steady_clock::now() - begin;
+        };
+        written = std::min(written, measure(Write, "written " + std::to_string(i)));
+        renamed = std::min(renamed, measure(WriteByRename, "renamed " + std::to_string(i)));
+    }
+    CHECK(written < milliseconds{500});
+    CHECK(renamed < milliseconds{500});
 }

@@ -3,6 +3,7 @@
 #include "../support/catch.hpp"
 #include <mq/migration/sender.hpp>
 
+#include <array>
 #include <string>
 #include <string_view>
 
@@ -47,18 +48,35 @@ TEST_CASE("Of a producer the last rung counts, not the last message to arrive", 
     CHECK(seen.Lately(Side::kNew).size() == 1);
 }
 
-TEST_CASE("Who has moved most often shows where publishing went to last", "[sender]") {
+TEST_CASE("Where each producer has gone last shows where publishing goes", "[sender]") {
+    using Went = std::array<bool, 2>;  // to old, to new
     SeenProducers seen;
-    CHECK_FALSE(seen.Newer());
+    CHECK(seen.WentTo() == Went{false, false});
     seen.Note(Side::kOld, "mq-1 dual-subscribe 0");
     seen.Note(Side::kNew, "mq-2 new-publish 0");
-    CHECK_FALSE(seen.Newer());
+    CHECK(seen.WentTo() == Went{false, false});
     seen.Note(Side::kNew, "mq-1 new-publish 1");
-    CHECK(seen.Newer() == Side::kNew);
+    CHECK(seen.WentTo() == Went{false, true});
     seen.Note(Side::kOld, "mq-1 dual-subscribe 2");
-    CHECK(seen.Newer() == Side::kOld);
+    CHECK(seen.WentTo() == Went{true, false});
     seen.Note(Side::kOld, "mq-1 dual-subscribe 0");
-    CHECK(seen.Newer() == Side::kOld);
+    CHECK(seen.WentTo() == Went{true, false});
+    // Of one that was seen on one side only, it is not known whether it is there still.
+    seen.Note(Side::kNew, "mq-3 new-publish 7");
+    CHECK(seen.WentTo() == Went{true, false});
+    seen.Note(Side::kOld, "mq-3 dual-subscribe 6");
+    CHECK(seen.WentTo() == Went{true, true});
+}
+
+TEST_CASE("A producer is noticed once for each time that it has moved", "[sender]") {
+    mq::migration::KnownMoves moves;
+    CHECK_FALSE(moves.Note("mq-1 dual-subscribe 0"));
+    CHECK(moves.Note("mq-1 new-publish 1"));
+    CHECK_FALSE(moves.Note("mq-1 new-publish 1"));
+    CHECK_FALSE(moves.Note("mq-1 dual-subscribe 0"));
+    CHECK(moves.Note("mq-2 new-publish 1"));
+    CHECK(moves.Note("mq-1 new 3"));
+    CHECK_FALSE(moves.Note("nonsense"));
 }
 
 TEST_CASE("No more producers than the bound are remembered", "[sender]") {

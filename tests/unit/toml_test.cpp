@@ -722,3 +722,81 @@ TEST_CASE("a config that a program has read is checked again without another wor
 TEST_CASE("including the TOML header makes config files readable for the facade") {
     CHECK(mq::detail::FindConfigLoader() == &mq::LoadConfig);
 }
+
+TEST_CASE("a key of very many parts is an error, where toml++ would overflow the stack") {
+    const auto dotted = [](std::size_t dots) {
+        std::string key = "a";
+        for (std::size_t i = 0; i < dots; ++i) key += ".a";
+        return key;
+    };
+    const auto check = [](const std::string& document, std::string_view position) {
+        const std::string wrong = WhatIsWrong(document);
+        INFO(wrong.substr(0, 200));
+        CHECK(wrong.substr(0, 9 + position.size()) == "mq.toml:" + std::string{position} + ":");
+        CHECK(Has(wrong, "64 dots"));
+        CHECK(Lines(wrong).size() == 1);
+    };
+    check(dotted(100'000) + " = 1", "1:130");
+    check("[" + dotted(100'000) + "]\nb = 1", "1:131");
+    check("[[" + dotted(100'000) + "]]", "1:132");
+    check("x = { y = { " + dotted(100'000) + " = 1 } }", "1:142");
+    check("x = { y = 1, " + dotted(40) + " = { " + dotted(40) + " = 1 } }", "1:149");
+    std::string quoted = "a";
+    for (int i = 0; i < 1000; ++i) quoted += " . \"b.c\"";
+    check(quoted + " = 1", "1:515");
+    // Dots elsewhere are no such thing.
+    std::string numbers = "[brokers.b]\nurl = 'tt://h' # " + std::string(200, '.') + "\n[topics.t]\n" +
+                          "broker = 'b'\ngroups = ['" + std::string(200, '.') + "']\nx = [";
+    for (int i = 0; i < 200; ++i) numbers += "1.5,\n";
+    CHECK_FALSE(Has(WhatIsWrong(numbers + "]"), "dots"));
+    CHECK_FALSE(Has(WhatIsWrong(dotted(64) + " = 1"), "dots"));
+}
+
+TEST_CASE("a variable that holds user and password is no user name") {
+    const Variable both{"MQ_TEST_BOTH", "app:hunter2"};
+    const Variable colon{"MQ_TEST_COLON", "a:b"};
+    const std::string document = "[brokers.b]\nurl = \"tt://${MQ_TEST_BOTH}@h\"";
+    CheckOnly(document, "2:7", "brokers.b.url", {"MQ_TEST_BOTH", "${USER}:${PASSWORD}"});
+    CHECK_FALSE(Has(WhatIsWrong(document), "hunter2"));
+    CHECK(WhatIsWrong("[brokers.b]\nurl = \"tt://${MQ_TEST_COLON}:${MQ_TEST_COLON}@h\"").empty());
+}
+
+TEST_CASE("a password that has strayed into a name appears in no error") {
+    const std::vector<std::string> documents{
+        "[brokers]\n\"tt://app:hunter2@h\" = { url = 'tt://h' }",
+        "[brokers.\"app:hunter2\"]\nurl = 'tt://h'",
+        "[brokers.\"app:hunter2\"]\nurl = 1\n[topics.t]\nbroker = 'x'",
+        "[brokers.b]\nurl = 'tt://h'\n\"tt://app:hunter2@h\" = 1",
+        "[brokers.b]\nurl = 'tt://h'\n\"app:hunter2\" = 1",
+        "\"tt://app:hunter2@h\" = 1",
+        "\"tt://app:hunter2@h\" = 1\n\"tt://app:hunter2@h\" = 2",
+        "[brokers.b]\nurl = 'tt://h'\noptions = { \"app:hunter2@h\" = 2020-01-01 }",
+        "[\"tt://app:hunter2@h\"]\n[\"tt://app:hunter2@h\"]",
+        "[topics.\"tt://app:hunter2@h\"]",
+        WithBrokers("[topics.t]\nbroker = \"app:hunter2\""),
+        WithBrokers("[topics.t]\n\"q\\\"app:hunter2@h\" = 1"),
+    };
+    for (const std::string& document : documents) {
+        INFO(document);
+        const std::string wrong = WhatIsWrong(document);
+        INFO(wrong);
+        CHECK_FALSE(wrong.empty());
+        CHECK_FALSE(Has(wrong, "hunter"));
+    }
+    // A topic may have colons in its name.
+    CHECK(WhatIsWrong(WithBrokers("[topics.\"orders:v2\"]\nbroker = \"next\"")).empty());
+    CheckOnly(WithBrokers("[topics.\"orders:v2\"]\nbroker = \"nobody\""), "6:10",
+              "topics.\"orders:v2\".broker", {"nobody"});
+}
+
+TEST_CASE("where the brokers cannot be read nothing is said of those that topics name") {
+    CheckOnly("brokers = 5\n[topics.t]\nbroker = \"b\"\n[topics.u]\nbroker = \"c\"", "1:11", "brokers",
+              {"an integer", "[brokers.NAME]"});
+    CHECK(Has(WhatIsWrong("brokers = 5\n[topics.t]\nbroker = \"\""), "topics.t.broker"));
+}
+
+TEST_CASE("a quotation mark in a name is escaped in its key path") {
+    CHECK(mq::KeyPath("topics", "a\"b", "x") == "topics.\"a\\\"b\".x");
+    CHECK(mq::KeyPath("a\\b") == "\"a\\\\b\"");
+    CheckOnly("[topics.'a\".b']\nbroker = 'q'", "2:10", "topics.\"a\\\".b\".broker", {"\"q\""});
+}

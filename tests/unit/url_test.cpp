@@ -159,4 +159,6 @@ TEST_CASE("an error about a URL never quotes a password") {
 TEST_CASE("a redacted URL has neither password nor query") {
     CHECK(Redacted(ParseUrl("amqp://app:hunter2@a:1,b/v?password=hunter2")) == "amqp://app@a:1,b/v");
     CHECK(Redacted(ParseUrl("kafka://k")) == "kafka://k");
+    // A password that an encoded colon has brought into the user name.
+    CHECK(Redacted(ParseUrl("amqp://app%3Ahunter2@a")) == "amqp://app@a");
 }

@@ -1,5 +1,8 @@
 #include "../support/catch.hpp"
 #include "../support/collector.hpp"
+#include "../support/wait.hpp"
+#include "no_threads.hpp"
+#include <mq/runtime/callback_runner.hpp>
 #include <mq/runtime/worker_pool.hpp>
 
 #include <atomic>
@@ -9,7 +12,9 @@
 #include <mutex>
 #include <optional>
 #include <set>
+#include <system_error>
 #include <thread>
+#include <utility>
 #include <vector>
 
 using mq::runtime::WorkerPool;
@@ -55,7 +60,7 @@ TEST_CASE("posted tasks run, each once, on threads of the pool") {
     WorkerPool pool{4};
     for (int i = 0; i < 200; ++i) {
         pool.Post([&] {
-            if (WorkerPool::OnWorkerThread()) ++on_pool;
+            if (pool.OnOwnThread()) ++on_pool;
             done.Add();
         });
     }
@@ -63,7 +68,20 @@ TEST_CASE("posted tasks run, each once, on threads of the pool") {
     pool.Stop();
     CHECK(done.Value() == 200);
     CHECK(on_pool == 200);
-    CHECK_FALSE(WorkerPool::OnWorkerThread());
+    CHECK_FALSE(pool.OnOwnThread());
+}
+
+TEST_CASE("a thread belongs to one pool only") {
+    Counter done;
+    std::atomic<bool> confused{false};
+    WorkerPool pool{1};
+    WorkerPool other{1};
+    pool.Post([&] {
+        confused = other.OnOwnThread() || !pool.OnOwnThread();
+        done.Add();
+    });
+    REQUIRE(done.WaitFor(1));
+    CHECK_FALSE(confused);
 }
 
 TEST_CASE("no more tasks run at once than the limit, and as many as that do") {
@@ -214,4 +232,103 @@ TEST_CASE("a task may post others") {
     };
     pool.Post([&] { chain(100); });
     CHECK(done.WaitFor(101));
+}
+
+TEST_CASE("a pool goes on with the threads that it has where the system gives no more") {
+    Counter done;
+    Gate inside;
+    Gate release;
+    WorkerPool pool{4};
+    pool.Start();
+    REQUIRE(mq::test::Eventually([&] { return pool.Idle() == 1; }));
+    pool.Post([&] {
+        inside.Open();
+        release.Wait();
+        done.Add();
+    });
+    REQUIRE(inside.Wait());
+    {
+        const mq::test::NoThreads none;
+        CHECK_NOTHROW(pool.Post([&] { done.Add(); }));
+        CHECK_NOTHROW(pool.PostAt(WorkerPool::Clock::now(), [&] { done.Add(); }));
+    }
+    CHECK(done.Value() == 0);
+    release.Open();
+    CHECK(done.WaitFor(3));
+}
+
+TEST_CASE("a pool says at its start that the system gives no thread") {
+    WorkerPool pool{4};
+    {
+        const mq::test::NoThreads none;
+        CHECK_THROWS_AS(pool.Start(), std::system_error);
+    }
+    CHECK_NOTHROW(pool.Start());
+    pool.Stop();
+    CHECK_NOTHROW(pool.Start());  // nothing, for good
+}
+
+TEST_CASE("a pool destroys what it drops without its lock") {
+    WorkerPool pool{1};
+    Gate inside;
+    Gate release;
+    struct Asking {
+        explicit Asking(WorkerPool& asked) : pool(asked) {}
+        Asking(const Asking&) = delete;
+        Asking& operator=(const Asking&) = delete;
+        ~Asking() { static_cast<void>(pool.Idle()); }
+        WorkerPool& pool;
+    };
+    pool.Post([&] {
+        inside.Open();
+        release.Wait();
+    });
+    REQUIRE(inside.Wait());
+    pool.Post([asking = std::make_unique<Asking>(pool)] {});
+    pool.PostAt(WorkerPool::Clock::time_point::max(), [asking = std::make_unique<Asking>(pool)] {});
+    std::thread stopper{[&] { pool.Stop(); }};
+    release.Open();
+    stopper.join();
+    CHECK(pool.Idle() == 0);
+}
+
+namespace {
+
+// A queue of numbers, as the callback runner wants it.
+struct Numbers {
+    std::vector<int> all = {};
+    [[nodiscard]] bool empty() const { return all.empty(); }
+    void Append(Numbers&& other) { all.insert(all.end(), other.all.begin(), other.all.end()); }
+};
+Counter& Ran() {
+    static Counter ran;
+    return ran;
+}
+
+}  // namespace
+
+TEST_CASE("a callback runner without a thread runs its batches as soon as it gets one, or at its end") {
+    using Runner = mq::runtime::CallbackRunner<Numbers>;
+    const auto count = [](Numbers numbers) { Ran().Add(numbers.all.size()); };
+    const std::size_t before = Ran().Value();
+    Runner runner{+count};
+    {
+        const mq::test::NoThreads none;
+        CHECK_THROWS_AS(runner.Start(), std::system_error);
+        runner.Post(Numbers{{1, 2}});
+        CHECK(Ran().Value() == before);
+        SECTION("at its end") {
+            runner.Stop();
+            CHECK(Ran().Value() == before + 2);
+        }
+    }
+    SECTION("with the next one") {
+        runner.Post(Numbers{{3}});
+        CHECK(Ran().WaitFor(before + 3));
+    }
+    SECTION("once it is started") {
+        runner.Start();
+        CHECK(Ran().WaitFor(before + 2));
+    }
+    CHECK_FALSE(runner.OnOwnThread());
 }

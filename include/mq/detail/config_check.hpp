@@ -89,6 +89,41 @@ inline std::string Shown(std::string_view found) {
     return text.append(found.substr(0, kLongest)).append(cut ? "…\"" : "\"");
 }
 
+/// Whether a name may be one that holds a password: `user:password`, or something of a URL.
+inline bool MayHoldPassword(std::string_view name) {
+    const std::size_t colon = name.find(':');
+    const bool pair = colon != std::string_view::npos && colon != 0 && colon + 1 < name.size();
+    return pair || name.find('@') != std::string_view::npos;
+}
+
+/// A name for an error text, as Shown, and not at all where it may hold a password.
+inline std::string ShownName(std::string_view name) {
+    return MayHoldPassword(name) ? "what may hold a password" : Shown(name);
+}
+
+/// A KeyPath for an error text: without the names in it that may hold a password. The name of a topic
+/// is often made of parts with colons between them, and hides nothing unless it looks like a URL.
+inline std::string ShownKey(std::string_view path) {
+    std::string shown;
+    std::size_t begin = 0;
+    while (begin < path.size()) {
+        std::size_t end = begin;
+        if (path[begin] == '"') {
+            for (++end; end < path.size() && path[end] != '"'; ++end) {
+                if (path[end] == '\\') ++end;
+            }
+            end = std::min(end + 1, path.size());
+        } else {
+            end = std::min(path.find_first_of(".[\"", begin + 1), path.size());
+        }
+        const std::string_view part = path.substr(begin, end - begin);
+        const bool hidden = shown == "topics." ? Shown(part).front() != '"' : MayHoldPassword(part);
+        shown += hidden && part.front() == '"' ? "\"…\"" : part;
+        begin = end;
+    }
+    return shown;
+}
+
 /// The names of a map, in its order.
 template <typename Value>
 std::vector<std::string> Names(const std::map<std::string, Value>& named) {
@@ -159,7 +194,9 @@ inline std::string UnknownScheme(const std::string& scheme) {
 /// Checks one config, once.
 class ConfigChecker {
 public:
-    explicit ConfigChecker(const Config& config) : config_(config) {}
+    /// Where the brokers could not be read, nothing is said of those that topics name.
+    explicit ConfigChecker(const Config& config, bool brokers_known = true)
+        : config_(config), brokers_known_(brokers_known) {}
 
     std::vector<ConfigProblem> Run() {
         CheckClient();
@@ -216,6 +253,12 @@ private:
     void CheckBroker(const std::string& name, const BrokerConfig& broker) {
         const std::string path = KeyPath("brokers", name);
         if (name.empty()) Report(path, "found an empty name, expected [brokers.NAME]");
+        if (MayHoldPassword(name)) {
+            Report(
+                path,
+                "found a name with ':' or '@', expected a plain one: the log and the status show it; "
+                "write [brokers.NAME] with the URL in its `url`");
+        }
         if (broker.url.empty()) {
             Report(path + ".url", Given(path + ".url")
                                       ? "found an empty text, expected a URL" + UrlHint()
@@ -309,8 +352,10 @@ private:
                 Report(std::move(key), "found an empty text, expected the name of a broker");
             return;
         }
-        const std::vector<std::string> known = Names(config_.brokers);
-        Report(std::move(key), "found the unknown broker " + Shown(name) + Suggestion(name, known) +
+        if (!brokers_known_) return;
+        std::vector<std::string> known = Names(config_.brokers);
+        std::erase_if(known, MayHoldPassword);
+        Report(std::move(key), "found the unknown broker " + ShownName(name) + Suggestion(name, known) +
                                    ", expected " +
                                    (known.empty() ? "the name of a broker; none is configured, so add "
                                                     "[brokers.NAME] with its url"
@@ -385,6 +430,7 @@ private:
     static constexpr Milliseconds kLongestDedup = std::chrono::hours{30 * 24};
 
     const Config& config_;
+    const bool brokers_known_;
     std::vector<ConfigProblem> problems_ = {};
 };
 
@@ -424,7 +470,7 @@ inline std::string FormatProblem(const Origin* origin, const ConfigProblem& prob
         }
         line += " ";
     }
-    if (!problem.key.empty()) line += problem.key + ": ";
+    if (!problem.key.empty()) line += ShownKey(problem.key) + ": ";
     return OneLine(line + problem.text);
 }
 

@@ -73,6 +73,7 @@ private:
         if (at == std::string_view::npos) return;
         user_info_begin_ = begin;
         user_info_end_ = begin + at;
+        has_password_ = authority.substr(0, at).find(':') != std::string_view::npos;
     }
 
     void Take(std::string_view inserted, std::size_t length) {
@@ -92,6 +93,13 @@ private:
         if (const auto value = Lookup(name)) {
             const bool encode = position_ >= user_info_begin_ && position_ < user_info_end_;
             result_.text += encode ? PercentEncode(*value) : *value;
+            // It would pass for a user name, which is printed.
+            if (encode && !has_password_ && value->find(':') != std::string::npos) {
+                result_.problems.push_back(
+                    "the environment variable " + name +
+                    " holds a ':', expected a user name alone; write user name and password as "
+                    "${USER}:${PASSWORD}, from a variable each");
+            }
         }
         position_ += close + 1;
     }
@@ -131,6 +139,7 @@ private:
     std::size_t position_ = 0;
     std::size_t user_info_begin_ = 0;
     std::size_t user_info_end_ = 0;
+    bool has_password_ = false;  // the user info has a ':' of its own
     ExpandedText result_ = {};
 };
 

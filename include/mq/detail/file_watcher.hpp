@@ -51,6 +51,8 @@ struct ResolvedFile {
         friend bool operator==(const Step&, const Step&) = default;
     };
     std::vector<Step> steps = {};
+    /// The directories on the way. Any of them may be renamed, and another one put in its place.
+    std::vector<std::filesystem::path> directories = {};
     /// Without symbolic links; empty where the file does not exist.
     std::filesystem::path target = {};
 
@@ -62,6 +64,7 @@ inline ResolvedFile ResolveFile(const std::filesystem::path& file) {
     constexpr int kMostLinks = 40;  // as in path_resolution(7)
     ResolvedFile resolved;
     std::filesystem::path directory = file.root_path();
+    resolved.directories.push_back(directory);
     std::deque<std::filesystem::path> rest;
     const auto push_front = [&rest](const std::filesystem::path& path) {
         const std::filesystem::path relative = path.relative_path();
@@ -94,6 +97,7 @@ inline ResolvedFile ResolveFile(const std::filesystem::path& file) {
             return resolved;
         } else {
             directory = here;
+            resolved.directories.push_back(directory);
         }
     }
     return resolved;
@@ -199,20 +203,30 @@ public:
     ///     not read a directory, or cannot see what other machines do.
     bool Watch(const ResolvedFile& file) {
         if (inotify_.get() < 0) return false;
-        std::map<int, std::set<std::string>> watched;
+        std::map<int, Watched> watched;
         bool complete = true;
-        for (const auto& [directory, name] : file.steps) {
-            const int watch = ::inotify_add_watch(inotify_.get(), directory.c_str(), kDirectoryEvents);
+        const auto add = [&](const std::filesystem::path& directory, std::uint32_t events) {
+            const int watch = ::inotify_add_watch(inotify_.get(), directory.c_str(), events);
             complete = complete && watch >= 0 && IsLocal(directory);
-            if (watch >= 0) watched[watch].insert(name);
+            return watch;
+        };
+        for (const auto& [directory, name] : file.steps) {
+            const int watch = add(directory, kDirectoryEvents);
+            if (watch >= 0) watched[watch].names.insert(name);
+        }
+        // Of the others it matters only that they are still in their place: what else goes on in them
+        // wakes nobody. One that is among those above keeps its events.
+        for (const auto& directory : file.directories) {
+            const int watch = add(directory, kPlaceEvents | IN_MASK_ADD);
+            if (watch >= 0) watched[watch];
         }
         // The file too: its directory does not tell of a write by another name of the file, such as the
         // other end of a bind mount.
         if (!file.target.empty()) {
             const int watch = ::inotify_add_watch(inotify_.get(), file.target.c_str(), kFileEvents);
-            if (watch >= 0) watched[watch];
+            if (watch >= 0) watched[watch].is_file = true;
         }
-        for (const auto& [watch, names] : watched_) {
+        for (const auto& [watch, what] : watched_) {
             if (!watched.contains(watch)) ::inotify_rm_watch(inotify_.get(), watch);
         }
         watched_ = std::move(watched);
@@ -234,11 +248,17 @@ public:
     void Stop() noexcept { ::eventfd_write(stop_.get(), 1); }
 
 private:
+    /// What stands behind a watch: the file, or a directory with the names in it that matter.
+    struct Watched {
+        std::set<std::string> names = {};
+        bool is_file = false;
+    };
+
     static constexpr std::uint32_t kFinished = IN_CLOSE_WRITE | IN_MOVED_TO;
     static constexpr std::uint32_t kWritten = kFinished | IN_MODIFY;
-    static constexpr std::uint32_t kDirectoryEvents = kWritten | IN_CREATE | IN_DELETE | IN_MOVED_FROM |
-                                                      IN_ATTRIB | IN_DELETE_SELF | IN_MOVE_SELF |
-                                                      IN_ONLYDIR;
+    static constexpr std::uint32_t kPlaceEvents = IN_DELETE_SELF | IN_MOVE_SELF | IN_ONLYDIR;
+    static constexpr std::uint32_t kDirectoryEvents =
+        kWritten | IN_CREATE | IN_DELETE | IN_MOVED_FROM | IN_ATTRIB | kPlaceEvents;
     static constexpr std::uint32_t kFileEvents = IN_CLOSE_WRITE | IN_MODIFY;
 
     static int PollTimeout(Timeout timeout) {
@@ -290,14 +310,14 @@ private:
     [[nodiscard]] bool Concerns(const inotify_event& event, std::string_view name) const {
         const auto watch = watched_.find(event.wd);
         if (watch == watched_.end()) return false;
-        const bool is_file = watch->second.empty();
+        const auto& [names, is_file] = watch->second;
         if (event.len == 0) return !is_file || (event.mask & kFileEvents) != 0;
-        return watch->second.contains(std::string{name});
+        return names.contains(std::string{name});
     }
 
     const FileDescriptor stop_;
     const FileDescriptor inotify_;
-    std::map<int, std::set<std::string>> watched_ = {};  // the names that matter, by watch
+    std::map<int, Watched> watched_ = {};
 };
 
 #endif

@@ -1,7 +1,8 @@
 /// @file toml_guard.hpp
 /// Finds the few mistakes in a TOML text on which toml++ 3.3 breaks one of its own assumptions, and so
 /// ends the program or does worse, instead of reporting them (for headers: issue 294 of
-/// marzer/tomlplusplus). A file that is followed may hold any mistake, and must do no harm.
+/// marzer/tomlplusplus), and keys of so many parts that its recursion would overflow the stack. A file
+/// that is followed may hold any mistake, and must do no harm.
 #pragma once
 
 #include <algorithm>
@@ -10,6 +11,7 @@
 #include <string>
 #include <string_view>
 #include <utility>
+#include <vector>
 
 namespace mq::detail {
 
@@ -21,7 +23,8 @@ struct TomlMistake {
 };
 
 /// Goes through a text once, apart from what stands in strings and comments. What it refuses is no
-/// TOML 1.0 in any case, but for times of day; most of what is wrong it leaves to toml++.
+/// TOML 1.0 in any case, but for times of day and those keys; most of what is wrong it leaves to
+/// toml++.
 class TomlGuard {
 public:
     explicit TomlGuard(std::string_view text) : text_(text) {}
@@ -35,6 +38,9 @@ public:
     }
 
 private:
+    /// No key of a config has more than a handful.
+    static constexpr std::size_t kMostDots = 64;
+
     [[nodiscard]] std::optional<TomlMistake> Check() const {
         const char c = text_[position_];
         if (!IsAscii(c)) {
@@ -43,6 +49,10 @@ private:
         if (c == '[' && statement_begins_ && open_.empty()) return CheckHeader();
         if (c == '}' && open_.ends_with('['))
             return At(position_, "found '}', expected ']' or a value");
+        if (c == '.' && dots_ == kMostDots) {
+            return At(position_, "found more than " + std::to_string(kMostDots) +
+                                     " dots in one key, expected fewer");
+        }
         if (c == ':') return CheckTime();
         if (c == ' ') return CheckDate();
         return std::nullopt;
@@ -94,6 +104,7 @@ private:
             statement_begins_ = false;
             return SkipString(c);
         }
+        CountDots(c);
         if (c == '[' || c == '{') open_ += c;
         if ((c == ']' || c == '}') && !open_.empty()) open_.pop_back();
         if (c == '\n') {
@@ -102,6 +113,18 @@ private:
             statement_begins_ = false;
         }
         ++position_;
+    }
+
+    // Each dot of a key opens a table, and toml++ goes through tables within tables by calling itself.
+    // What a key stands in counts for it, as do the few dots of a number.
+    void CountDots(char c) {
+        if (c == '.') ++dots_;
+        if (c == '[' || c == '{') dots_outside_.push_back(dots_);
+        if (c == ']' || c == '}' || c == ',') {
+            dots_ = dots_outside_.empty() ? 0 : dots_outside_.back();
+            if (c != ',' && !dots_outside_.empty()) dots_outside_.pop_back();
+        }
+        if (c == '\n' && open_.empty()) dots_ = 0;
     }
 
     void SkipString(char quote) {
@@ -145,8 +168,10 @@ private:
 
     std::string_view text_;
     std::size_t position_ = 0;
-    std::string open_ = {};         // the brackets around the position
-    bool statement_begins_ = true;  // only blanks since the beginning of the line
+    std::string open_ = {};  // the brackets around the position
+    std::size_t dots_ = 0;   // up to the position, in its key and the keys that it stands in
+    std::vector<std::size_t> dots_outside_ = {};  // what dots_ was at each of the brackets
+    bool statement_begins_ = true;                // only blanks since the beginning of the line
 };
 
 }  // namespace mq::detail

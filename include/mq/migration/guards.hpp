@@ -19,6 +19,10 @@ using backend::Clock;
 /// How long a guard's question to a broker may take.
 inline constexpr std::chrono::seconds kGuardTimeout{2};
 
+/// How long a broker is left in peace that has not answered a question in time. One thread asks for all
+/// topics of a client, and one broker that stands still must not hold up those on others.
+inline constexpr std::chrono::seconds kPeace{5};
+
 /// Whether a guard lets a step happen, or what it waits for.
 struct Verdict {
     bool passed = false;
@@ -42,15 +46,26 @@ inline std::string GroupInWords(const std::string& group) {
     return group.empty() ? "any group" : "group " + group;
 }
 
+/// Notes that a question was not answered in the time that there was for it.
+inline void NoteUnanswered(runtime::BrokerLink& link, Clock::time_point asked_at) {
+    const auto now = Clock::now();
+    if (now - asked_at >= kGuardTimeout) link.SetSilent(now + kPeace);
+}
+
 /// Subscribe before publish: every group listens on the destination; with none named, somebody does.
 /// Blocks for kGuardTimeout a group at most.
 inline Verdict CheckEverybodyListens(runtime::BrokerLink& link, const backend::Destination& destination,
                                      std::vector<std::string> groups) {
     if (groups.empty()) groups.emplace_back();
     for (const std::string& group : groups) {
+        const auto begin = Clock::now();
+        if (link.IsSilent(begin)) {
+            return Verdict::Wait(link.name() + " to answer who listens there");
+        }
         const backend::Listening listening =
-            link.Get().CheckListening(destination, group, Clock::now() + kGuardTimeout);
+            link.Get().CheckListening(destination, group, begin + kGuardTimeout);
         if (listening.answer == backend::Listening::Answer::kYes) continue;
+        NoteUnanswered(link, begin);
         return Verdict::Wait(GroupInWords(group) + " to listen on " + link.name() + ": " +
                              listening.reason);
     }
@@ -71,8 +86,12 @@ struct Drain {
 inline Drain CheckDrained(runtime::BrokerLink& link, const backend::Destination& destination,
                           const std::string& group) {
     const auto begin = Clock::now();
-    const backend::Backlog backlog =
-        link.Get().CheckBacklog(destination, group, Clock::now() + kGuardTimeout);
+    if (link.IsSilent(begin)) {
+        return {.verdict =
+                    Verdict::Wait(link.name() + " to answer what is left for " + GroupInWords(group))};
+    }
+    const backend::Backlog backlog = link.Get().CheckBacklog(destination, group, begin + kGuardTimeout);
+    if (backlog.answer == backend::Backlog::Answer::kUnknown) NoteUnanswered(link, begin);
     switch (backlog.answer) {
         case backend::Backlog::Answer::kDrained:
             return {.verdict = Verdict::Pass(),

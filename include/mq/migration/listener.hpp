@@ -13,11 +13,15 @@
 #include <array>
 #include <atomic>
 #include <chrono>
+#include <condition_variable>
 #include <cstddef>
+#include <cstdint>
 #include <memory>
 #include <mutex>
 #include <optional>
 #include <string>
+#include <string_view>
+#include <thread>
 #include <utility>
 
 namespace mq::migration {
@@ -27,8 +31,9 @@ using backend::Clock;
 /// Thread-safe. The topic that owns it attaches and detaches sides; anybody may close it.
 class Listener : public std::enable_shared_from_this<Listener> {
 public:
-    /// `wake` is raised when a consumer's state changes and when a held message arrives; `producers` is
-    /// told of every arrival. Both outlive every consumer.
+    /// `wake` is raised when a consumer's state changes, when a held message arrives, and when the end
+    /// of the subscription begins and is over; `producers` is told of every arrival. Both are there
+    /// until closed() is true, and not used after that.
     Listener(std::string group, std::size_t prefetch, std::shared_ptr<runtime::Dispatcher> dispatcher,
              detail::Wake& wake, SeenProducers& producers)
         : group_(std::move(group)),
@@ -42,24 +47,71 @@ public:
 
     [[nodiscard]] const std::string& group() const noexcept { return group_; }
 
-    /// Whether it does not know yet which side's messages are the older ones, and holds those of both.
-    /// For the topic alone, under its lock.
-    [[nodiscard]] bool settling() const noexcept { return settling_; }
-    void SetSettling(bool settling) noexcept { settling_ = settling; }
+    /// The side that waits where one has to: the newer one, as far as this subscription knows. For the
+    /// topic alone, under its lock.
+    [[nodiscard]] Side toward() const noexcept { return toward_; }
+    void SetToward(Side side) noexcept { toward_ = side; }
+
+    /// Whether it does not know which side's messages are the older ones, and holds those of both.
+    [[nodiscard]] bool settling() const {
+        const std::lock_guard lock{hold_mutex_};
+        return settling_;
+    }
+
+    /// Whether it is settling once more, because a producer has shown that it came to a side that was
+    /// not held.
+    [[nodiscard]] bool doubts() const {
+        const std::lock_guard lock{hold_mutex_};
+        return doubts_;
+    }
+
+    /// How many moves of producers it has noticed. What is concluded from them holds as long as this
+    /// stays the same.
+    [[nodiscard]] std::uint64_t moves_noticed() const {
+        const std::lock_guard lock{hold_mutex_};
+        return moves_noticed_;
+    }
+
+    /// It knows now: holds that side, and lets go of the other. False, with nothing done, where another
+    /// move has been noticed since.
+    bool Settle(std::optional<Side> held, std::uint64_t moves_noticed) {
+        const std::lock_guard lock{hold_mutex_};
+        if (moves_noticed != moves_noticed_) return false;
+        held_ = held;
+        settling_ = doubts_ = false;
+        ApplyHold();
+        return true;
+    }
+
+    /// Only where `ordered` does it look for producers that have moved.
+    void SetSettling(bool settling, bool ordered) {
+        const std::lock_guard lock{hold_mutex_};
+        settling_ = settling;
+        doubts_ = doubts_ && settling;
+        ordered_ = ordered;
+        ApplyHold();
+    }
+
+    /// Holds what arrives from that side, and lets go of the other: of both while it is settling.
+    void SetHold(std::optional<Side> held) {
+        const std::lock_guard lock{hold_mutex_};
+        held_ = held;
+        ApplyHold();
+    }
     [[nodiscard]] runtime::Dispatcher& dispatcher() const noexcept { return *dispatcher_; }
 
-    /// Begins to take messages from a side; nothing where it does so already, or is closed.
+    /// Begins to take messages from a side; nothing where it does so already, or is closing.
     /// Never blocks on the broker.
     /// @throws Error where the adapter cannot subscribe there at all.
     void Attach(Side side, runtime::BrokerLink& link,
                 std::shared_ptr<const backend::Destination> destination) {
-        if (closed()) return;
+        if (closing()) return;
         const std::lock_guard lock{mutex_};
         std::unique_ptr<backend::Consumer>& consumer = At(side);
-        if (closed() || consumer != nullptr) return;
+        if (closing() || consumer != nullptr) return;
         consumer = link.Get().Subscribe(
             {.destination = std::move(destination), .group = group_, .prefetch = prefetch_},
-            std::make_shared<SideReceiver>(dispatcher_, side, wake_, producers_));
+            std::make_shared<SideReceiver>(*this, side));
     }
 
     /// Takes nothing more from a side; what has arrived is still handled.
@@ -74,11 +126,16 @@ public:
         {
             const std::lock_guard lock{mutex_};
             consumer = std::move(At(side));
+            if (consumer == nullptr) return;
+            ++detaching_;
         }
-        if (consumer == nullptr) return;
         consumer->Stop();
         dispatcher_->DropSide(side);
         consumer->Close(deadline);
+        consumer.reset();
+        const std::lock_guard lock{mutex_};
+        --detaching_;
+        changed_.notify_all();
     }
 
     /// How the subscription stands on a side; nothing where it is not attached there.
@@ -90,55 +147,100 @@ public:
 
     /// Ends the subscription: takes nothing more, waits for the handlers that run, leaves the rest to
     /// the broker. Called by a handler of this very subscription it returns at once, and the end comes
-    /// when that handler has returned. Idempotent.
+    /// when that handler has returned. Where it is ending already, waits for that, and at the deadline
+    /// leaves the brokers in its place. Idempotent.
     void Close(Clock::time_point deadline) noexcept {
-        {
-            const std::lock_guard lock{mutex_};
-            if (closed_.exchange(true)) return;
-            for (const auto& consumer : consumers_) {
-                if (consumer != nullptr) consumer->Stop();
-            }
-        }
-        // The wake belongs to the client, which is there until it has closed every subscription.
-        wake_.Raise();
+        if (!BeginClosing()) return AwaitClosed(deadline);
         dispatcher_->Stop();
         if (dispatcher_->OnOwnThread()) {
             dispatcher_->WhenQuiet(
-                [self = shared_from_this()] { self->DetachAll(Clock::now() + kSelfClose); });
+                [self = shared_from_this()] { self->LeaveBrokers(Clock::now() + kSelfClose); });
             return;
         }
         dispatcher_->WaitHandlers(deadline);
-        DetachAll(deadline);
+        LeaveBrokers(deadline);
     }
 
+    /// Whether Close has begun: it takes nothing more, and no handler starts.
+    [[nodiscard]] bool closing() const noexcept { return closing_.load(); }
+
+    /// Whether Close has come to its end: it has left its brokers, and uses nothing of its topic any
+    /// more. A handler may still run where it took longer than the deadline.
     [[nodiscard]] bool closed() const noexcept { return closed_.load(); }
 
 private:
     class SideReceiver final : public backend::Receiver {
     public:
-        SideReceiver(std::shared_ptr<runtime::Dispatcher> dispatcher, Side side, detail::Wake& wake,
-                     SeenProducers& producers)
-            : dispatcher_(std::move(dispatcher)), side_(side), wake_(wake), producers_(producers) {}
+        /// `listener` has the consumer that keeps this, and so is there as long.
+        SideReceiver(Listener& listener, Side side) : listener_(listener), side_(side) {}
 
         void OnDelivery(std::unique_ptr<backend::Inbound> inbound) noexcept override {
-            if (!inbound->sender.empty()) producers_.Note(side_, inbound->sender);
-            if (dispatcher_->Offer(side_, std::move(inbound))) wake_.Raise();
+            if (!inbound->sender.empty()) {
+                listener_.producers_.Note(side_, inbound->sender);
+                if (listener_.ordered_) listener_.NoteMove(side_, inbound->sender);
+            }
+            if (listener_.dispatcher_->Offer(side_, std::move(inbound))) listener_.wake_.Raise();
         }
-        void OnStale() noexcept override { dispatcher_->DropStale(); }
-        void OnStateChange() noexcept override { wake_.Raise(); }
+        void OnStale() noexcept override { listener_.dispatcher_->DropStale(); }
+        void OnStateChange() noexcept override { listener_.wake_.Raise(); }
 
     private:
-        const std::shared_ptr<runtime::Dispatcher> dispatcher_;
+        Listener& listener_;
         const Side side_;
-        detail::Wake& wake_;
-        SeenProducers& producers_;
     };
+
+    // Whatever the direction was thought to be: what comes here from a producer that has moved here
+    // must not overtake what it sent to the other side before.
+    void NoteMove(Side side, std::string_view sender) {
+        const std::lock_guard lock{hold_mutex_};
+        if (!moves_.Note(sender)) return;
+        ++moves_noticed_;
+        if (settling_ || held_ == side) return;
+        settling_ = doubts_ = true;
+        ApplyHold();
+    }
+
+    // Call with hold_mutex_ held.
+    void ApplyHold() {
+        for (const Side side : {Side::kOld, Side::kNew}) {
+            dispatcher_->SetHold(side, settling_ || held_ == side);
+        }
+    }
 
     // What a subscription may take to leave its brokers when it was closed by its own handler.
     static constexpr std::chrono::seconds kSelfClose{5};
 
-    void DetachAll(Clock::time_point deadline) noexcept {
+    // False where it has begun before.
+    bool BeginClosing() noexcept {
+        const std::lock_guard lock{mutex_};
+        if (closing_.exchange(true)) return false;
+        closer_ = std::this_thread::get_id();
+        for (const auto& consumer : consumers_) {
+            if (consumer != nullptr) consumer->Stop();
+        }
+        wake_.Raise();
+        return true;
+    }
+
+    void AwaitClosed(Clock::time_point deadline) noexcept {
+        if (dispatcher_->OnOwnThread()) return;
+        {
+            std::unique_lock lock{mutex_};
+            // What the handler owned may close it once more, in the middle of the first time.
+            if (closer_ == std::this_thread::get_id()) return;
+            if (changed_.wait_until(lock, deadline, [this] { return closed(); })) return;
+        }
+        LeaveBrokers(deadline);
+    }
+
+    void LeaveBrokers(Clock::time_point deadline) noexcept {
         for (const Side side : {Side::kOld, Side::kNew}) Detach(side, deadline);
+        std::unique_lock lock{mutex_};
+        // Others who leave a side right now do so by a deadline of their own.
+        changed_.wait(lock, [this] { return detaching_ == 0; });
+        // Under the lock, so that whoever then sees that it is closed may take the topic away.
+        if (!closed_.exchange(true)) wake_.Raise();
+        changed_.notify_all();
     }
 
     [[nodiscard]] std::unique_ptr<backend::Consumer>& At(Side side) noexcept {
@@ -153,12 +255,25 @@ private:
     const std::shared_ptr<runtime::Dispatcher> dispatcher_;
     detail::Wake& wake_;
     SeenProducers& producers_;
+    Side toward_ = Side::kNew;  // guarded by the topic's lock
+
+    // Taken while messages arrive, and never while a consumer is called.
+    mutable std::mutex hold_mutex_;  // guards down to moves_
+    std::optional<Side> held_;
     bool settling_ = false;
+    bool doubts_ = false;
+    std::uint64_t moves_noticed_ = 0;
+    KnownMoves moves_;
+    std::atomic<bool> ordered_{false};  // set under hold_mutex_
 
     // Serialises attaching and detaching. Receivers never take it, so that a consumer may be stopped
     // under it while its adapter delivers.
-    mutable std::mutex mutex_;         // guards consumers_
-    std::atomic<bool> closed_{false};  // set under mutex_
+    mutable std::mutex mutex_;          // guards consumers_, detaching_ and closer_
+    std::condition_variable changed_;   // closed_ or detaching_ has changed
+    std::atomic<bool> closing_{false};  // set under mutex_
+    std::atomic<bool> closed_{false};   // set under mutex_
+    int detaching_ = 0;                 // threads that are leaving a side
+    std::thread::id closer_;            // the first that called Close
     std::array<std::unique_ptr<backend::Consumer>, 2> consumers_;
 };
 

@@ -6,7 +6,6 @@
 
 #include <mq/policy.hpp>
 #include <mq/runtime/broker_link.hpp>
-#include <mq/runtime/worker_pool.hpp>
 
 #include <algorithm>
 #include <atomic>
@@ -35,7 +34,7 @@ public:
         {
             const std::lock_guard lock{mutex_};
             if (route_.load() == &shut_) return;
-            route_.store(&routes_.emplace_back(Route{&outlet, other, std::move(sender)}));
+            route_.store(&Kept({.outlet = &outlet, .other = other, .sender = std::move(sender)}));
         }
         changed_.notify_all();
     }
@@ -71,6 +70,12 @@ public:
         }
     }
 
+    /// How many routes it keeps.
+    [[nodiscard]] std::size_t kept() const {
+        const std::lock_guard lock{mutex_};
+        return routes_.size();
+    }
+
     bool TakeOver(std::unique_ptr<runtime::Sending>& sending) noexcept override {
         const auto now = Clock::now();
         sending->outlet->SetSuspect(now + kSuspicion);
@@ -80,7 +85,7 @@ public:
         const bool cross = route->other != nullptr && sending->outlet == route->outlet;
         runtime::Outlet& outlet = cross ? *route->other : *route->outlet;
         const std::size_t weight = Weight(sending->message);
-        if (!outlet.link().window().ReserveNow(weight)) return false;
+        if (!Reserve(outlet.link().window(), weight, sending->last_deadline)) return false;
         if (!Enter(outlet, route, *sending, weight)) return false;
         sending->deadline = sending->last_deadline;
         sending->failover = nullptr;  // there are two ways, and no third
@@ -94,12 +99,21 @@ private:
         runtime::Outlet* outlet = nullptr;  // null: wait, or fail where the router is shut
         runtime::Outlet* other = nullptr;   // for what certainly did not reach `outlet`; null for none
         std::string sender = {};
+
+        friend bool operator==(const Route&, const Route&) = default;
     };
 
     // How long a send tries one broker before it goes to the other, at the most.
     static constexpr std::chrono::seconds kOneWay{2};
     // How long sends go straight to the other broker once one has failed over.
     static constexpr std::chrono::seconds kSuspicion{5};
+
+    // The route among those that are kept: an equal one may have been in use before, and comes back
+    // each time that failover does. Call with mutex_ held.
+    const Route& Kept(Route route) {
+        const auto known = std::find(routes_.begin(), routes_.end(), route);
+        return known != routes_.end() ? *known : routes_.emplace_back(std::move(route));
+    }
 
     // Counts a send in. False, with nothing done, where the route is another one by now.
     bool Enter(runtime::Outlet& outlet, const Route* route, runtime::Sending& sending,
@@ -143,9 +157,9 @@ private:
         return changed_.wait_until(lock, deadline, [&] { return route_.load() != route; });
     }
 
-    // The callback thread must not wait for room that only its own work can make.
-    static bool Reserve(runtime::Window& window, std::size_t weight, Clock::time_point deadline) {
-        if (runtime::Callbacks::OnCallbackThread()) return window.ReserveNow(weight);
+    // The client's callback thread must not wait for room that only its own work can make.
+    bool Reserve(runtime::Window& window, std::size_t weight, Clock::time_point deadline) const {
+        if (shared_.callbacks->OnOwnThread()) return window.ReserveNow(weight);
         return window.Reserve(weight, deadline);
     }
 
@@ -162,20 +176,20 @@ private:
                                   " has not confirmed " +
                                   std::to_string(shared_.config.max_in_flight_bytes) +
                                   " bytes of earlier messages (client.max_in_flight_bytes)";
-        if (runtime::Callbacks::OnCallbackThread()) return Error{ErrorCode::kOverflow, where};
+        if (shared_.callbacks->OnOwnThread()) return Error{ErrorCode::kOverflow, where};
         return Error{ErrorCode::kTimeout, where + " before the deadline"};
     }
 
     const std::string topic_;
     const runtime::Shared& shared_;
     // Every route there ever was, for as long as the router lives: a sender may still read one, and a
-    // publication point to its text. One for each step of a walk.
+    // publication point to its text. One for each step of a walk, and one more for its failover.
     std::deque<Route> routes_;
     const Route held_{};
     const Route shut_{};
     std::atomic<const Route*> route_{&held_};
     // Guards routes_, and orders changes of route_ with those who wait for one; senders do not take it.
-    std::mutex mutex_;
+    mutable std::mutex mutex_;
     std::condition_variable changed_;
 };
 

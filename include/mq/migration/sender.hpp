@@ -19,6 +19,7 @@
 #include <string>
 #include <string_view>
 #include <system_error>
+#include <utility>
 #include <vector>
 
 namespace mq::migration {
@@ -88,14 +89,28 @@ public:
         return lately;
     }
 
-    /// The side that publishing went to last, as the producers show that have moved; nothing where none
-    /// has, or where they do not agree.
-    [[nodiscard]] std::optional<Side> Newer() const {
+    /// Where producers have gone that were seen lately, each by its last move: [old, new]. Those that
+    /// were seen on both sides have shown in which order they were there, and are believed first; of
+    /// the others it is only known that they came from somewhere else. Counts of different producers
+    /// say nothing about one another.
+    [[nodiscard]] std::array<bool, 2> WentTo() const {
+        const auto since = std::chrono::system_clock::now() - kLately;
+        std::array<bool, 2> proved{};
+        std::array<bool, 2> shown{};
         const std::lock_guard lock{mutex_};
-        const std::uint64_t old_moves = MostMoves(sides_[static_cast<std::size_t>(Side::kOld)]);
-        const std::uint64_t new_moves = MostMoves(sides_[static_cast<std::size_t>(Side::kNew)]);
-        if (old_moves == new_moves) return std::nullopt;
-        return new_moves > old_moves ? Side::kNew : Side::kOld;
+        for (const Side side : {Side::kOld, Side::kNew}) {
+            const Producers& there = sides_[static_cast<std::size_t>(Other(side))];
+            for (const auto& [id, producer] : sides_[static_cast<std::size_t>(side)]) {
+                if (producer.moves == 0 || producer.last_seen < since) continue;
+                const auto elsewhere = there.find(id);
+                if (elsewhere == there.end()) {
+                    shown[static_cast<std::size_t>(side)] = true;
+                } else if (elsewhere->second.moves < producer.moves) {
+                    proved[static_cast<std::size_t>(side)] = true;
+                }
+            }
+        }
+        return proved[0] || proved[1] ? proved : shown;
     }
 
 private:
@@ -110,14 +125,33 @@ private:
         });
     }
 
-    static std::uint64_t MostMoves(const Producers& producers) {
-        std::uint64_t most = 0;
-        for (const auto& [id, producer] : producers) most = std::max(most, producer.moves);
-        return most;
-    }
-
     mutable std::mutex mutex_;  // guards sides_
     std::array<Producers, 2> sides_;
+};
+
+/// What one subscription knows of the moves of its producers. Not thread-safe. Holds kMost producers at
+/// most; one that is forgotten is noticed once more.
+class KnownMoves {
+public:
+    /// Whether this message is the first to show that its producer has come from the other side, where
+    /// what it sent before may not have been handled yet. `text` is its sender, as it came over the
+    /// wire.
+    bool Note(std::string_view text) {
+        const auto sender = ParseSender(text);
+        if (!sender || sender->moves == 0) return false;
+        const auto known = moves_.find(sender->id);
+        if (known == moves_.end()) {
+            if (moves_.size() >= kMost) moves_.clear();
+            moves_.emplace(sender->id, sender->moves);
+            return true;
+        }
+        return sender->moves > std::exchange(known->second, std::max(known->second, sender->moves));
+    }
+
+private:
+    static constexpr std::size_t kMost = 1000;
+
+    std::map<std::string, std::uint64_t, std::less<>> moves_;
 };
 
 }  // namespace mq::migration

@@ -12,6 +12,7 @@
 #include <mq/detail/signal.hpp>
 #include <mq/migration/guards.hpp>
 #include <mq/migration/ladder.hpp>
+#include <mq/migration/limits.hpp>
 #include <mq/migration/listener.hpp>
 #include <mq/migration/router.hpp>
 #include <mq/migration/sender.hpp>
@@ -77,7 +78,8 @@ public:
     void Subscribe(const std::shared_ptr<Listener>& listener) {
         const std::lock_guard lock{mutex_};
         if (closed_) throw Error{ErrorCode::kClosed, "topic " + name_ + ": the client is closed"};
-        listener->SetSettling(config_.order == Order::kKey && config_.guard && config_.broker.empty());
+        listener->SetToward(toward_);
+        listener->SetSettling(SettlesIn(), SettlesIn());
         ApplyHold(*listener);
         ApplyDedup(*listener);
         for (const Side side : kSides) {
@@ -157,7 +159,10 @@ public:
             // left.
             AimAt(Is(Side::kOld, config.broker, config.address) ? Policy::kOld : Policy::kNew);
         }
-        for (const auto& listener : listeners_) ApplyHold(*listener);
+        for (const auto& listener : listeners_) {
+            ApplyHold(*listener);
+            listener->SetSettling(listener->settling() && SettlesIn(), SettlesIn());
+        }
         wake_.Raise();
     }
 
@@ -173,11 +178,12 @@ public:
                 .new_side = StatusOf(Side::kNew)};
     }
 
-    /// Refuses subscriptions from now on, and hands over those there are, to be closed.
+    /// Refuses subscriptions from now on, and hands over those that have not ended, to be closed.
     std::vector<std::shared_ptr<Listener>> TakeListeners() {
+        Listeners forgotten;  // destroyed behind the lock
         const std::lock_guard lock{mutex_};
         closed_ = true;
-        ForgetClosed();
+        forgotten = ForgetClosed();
         return listeners_;
     }
 
@@ -188,7 +194,7 @@ public:
     [[nodiscard]] bool HasListeners() const {
         const std::lock_guard lock{mutex_};
         return std::any_of(listeners_.begin(), listeners_.end(),
-                           [](const auto& listener) { return !listener->closed(); });
+                           [](const auto& listener) { return !listener->closing(); });
     }
 
     /// Sends that have not ended, on both sides.
@@ -264,7 +270,7 @@ private:
         bool migrates = false;  // the config names two sides
         Listeners listeners = {};
         std::array<bool, 2> attached = {};
-        std::optional<Side> hold = {};
+        bool holds = false;  // the subscriptions hold one side until the other one is drained
     };
 
     // The next step and the rung that it leads to.
@@ -346,19 +352,28 @@ private:
         listener.Attach(side, *At(side).link, At(side).destination);
     }
 
-    // Which side's messages wait: with an order to keep, while there are two sides, those of the side
-    // that the topic moves to.
-    [[nodiscard]] std::optional<Side> Held() const {
-        if (config_.order != Order::kKey || !At(Side::kOld).attached || !At(Side::kNew).attached) {
-            return std::nullopt;
-        }
-        return toward_;
+    // Whether a subscription has to find out which side's messages are the older ones.
+    [[nodiscard]] bool SettlesIn() const {
+        return config_.order == Order::kKey && config_.guard && config_.broker.empty();
     }
 
-    void ApplyHold(Listener& listener) const {
-        const auto held = Held();
-        for (const Side side : kSides) {
-            listener.dispatcher().SetHold(side, held == side || listener.settling());
+    // Whether messages of one side wait: with an order to keep, while there are two sides.
+    [[nodiscard]] bool Holds() const {
+        return config_.order == Order::kKey && At(Side::kOld).attached && At(Side::kNew).attached;
+    }
+
+    [[nodiscard]] std::optional<Side> HeldBy(const Listener& listener) const {
+        return Holds() ? std::optional{listener.toward()} : std::nullopt;
+    }
+
+    void ApplyHold(Listener& listener) const { listener.SetHold(HeldBy(listener)); }
+
+    // The side that waits from now on, for every subscription.
+    void PointToward(Side side) {
+        toward_ = side;
+        for (const auto& listener : listeners_) {
+            listener->SetToward(side);
+            ApplyHold(*listener);
         }
     }
 
@@ -398,7 +413,9 @@ private:
         if (state.link == nullptr) return status;
         status.broker = state.link->name();
         status.publishing = PublishSide(stage_) == side;
-        status.subscribed = state.attached && !listeners_.empty();
+        status.subscribed =
+            state.attached && std::any_of(listeners_.begin(), listeners_.end(),
+                                          [](const auto& listener) { return !listener->closing(); });
         // The end is read before the beginning, so that a snapshot never shows more ends than sends.
         status.confirmed = state.outlet->Confirmed();
         status.failed = state.outlet->Failed();
@@ -420,8 +437,10 @@ private:
         return status;
     }
 
-    void ForgetClosed() {
-        std::erase_if(listeners_, [this](const auto& listener) {
+    // Those that have ended, for the caller to destroy without the lock.
+    Listeners ForgetClosed() {
+        Listeners forgotten;
+        std::erase_if(listeners_, [&](const auto& listener) {
             if (!listener->closed()) return false;
             for (const Side side : kSides) {
                 const runtime::Intake intake = listener->dispatcher().Counts(side);
@@ -429,8 +448,10 @@ private:
                 At(side).past.processed += intake.processed;
                 At(side).past.duplicates += intake.duplicates;
             }
+            forgotten.push_back(listener);
             return true;
         });
+        return forgotten;
     }
 
     // ---- the walker's
@@ -439,7 +460,9 @@ private:
         while (true) {
             const View view = Look();
             if (view.closed) return Clock::time_point::max();
-            Clock::time_point tended = Clock::time_point::max();
+            TakeAgain();
+            Clock::time_point tended =
+                stopped_.empty() ? Clock::time_point::max() : Clock::now() + kLastLook;
             if (SettleIn(view, tended)) continue;
             if (const auto* const listener = BeginsOnOneSide(view)) {
                 Say(GroupInWords(listener->group()) + " to learn whether older messages are left");
@@ -465,8 +488,12 @@ private:
     }
 
     [[nodiscard]] View Look() {
+        Listeners forgotten;  // destroyed behind the lock
         const std::lock_guard lock{mutex_};
-        ForgetClosed();
+        forgotten = ForgetClosed();
+        Listeners open;
+        std::copy_if(listeners_.begin(), listeners_.end(), std::back_inserter(open),
+                     [](const auto& listener) { return !listener->closing(); });
         if (last_policy_ != policy_) {
             last_policy_ = policy_;
             backoff_.Reset();
@@ -478,9 +505,9 @@ private:
                 .has_been_lowered = has_been_lowered_,
                 .stage = stage_,
                 .migrates = config_.broker.empty(),
-                .listeners = listeners_,
+                .listeners = std::move(open),
                 .attached = {At(Side::kOld).attached, At(Side::kNew).attached},
-                .hold = Held()};
+                .holds = Holds()};
     }
 
     [[nodiscard]] static std::optional<Goal> NextGoal(const View& view) {
@@ -506,7 +533,10 @@ private:
 
     Verdict Try(const View& view, const Goal& goal) {
         if (Verdict turned = Turn(view, goal); !turned.passed) return turned;
-        if (goal.step.subscribe) return TrySubscribe(*goal.step.subscribe);
+        if (goal.step.subscribe) {
+            CompareLimits(*goal.step.subscribe);
+            return TrySubscribe(*goal.step.subscribe);
+        }
         if (goal.step.publish) return TryPublish(view, *goal.step.publish);
         if (goal.step.leave) return TryLeave(view, *goal.step.leave);
         return Verdict::Pass();
@@ -538,8 +568,8 @@ private:
     Verdict Turn(const View& view, const Goal& goal) {
         if (goal.rung == view.stage) return Verdict::Pass();
         const Side toward = goal.rung > view.stage ? Side::kNew : Side::kOld;
-        if (toward_ == toward) return Verdict::Pass();
-        if (view.hold) {
+        if (AllWait(toward)) return Verdict::Pass();
+        if (view.holds) {
             if (Verdict rest = MayTurn(view, toward); !rest.passed) {
                 if (Clock::now() - view.policy_since < TurnPatience(view)) return rest;
                 Log(LogLevel::kWarning, "turned round without " + rest.waiting_for +
@@ -547,9 +577,15 @@ private:
             }
         }
         const std::lock_guard lock{mutex_};
-        toward_ = toward;
-        for (const auto& listener : listeners_) ApplyHold(*listener);
+        PointToward(toward);
         return Verdict::Pass();
+    }
+
+    // Whether every subscription has that side wait.
+    [[nodiscard]] bool AllWait(Side side) const {
+        const std::lock_guard lock{mutex_};
+        return toward_ == side && std::all_of(listeners_.begin(), listeners_.end(),
+                                              [&](const auto& each) { return each->toward() == side; });
     }
 
     // Messages that are held need not be waited for: where the side that they wait for has nothing
@@ -597,6 +633,18 @@ private:
         return exact ? Verdict::Pass() : Quiet(view, side);
     }
 
+    // Once for each direction: says in what the broker that the topic moves to differs.
+    void CompareLimits(Side side) {
+        if (std::exchange(compared_[static_cast<std::size_t>(side)], true)) return;
+        runtime::BrokerLink& from = *At(Other(side)).link;
+        runtime::BrokerLink& to = *At(side).link;
+        for (const std::string& difference :
+             Differences({.broker = from.name(), .limits = from.Get().GetLimits()},
+                         {.broker = to.name(), .limits = to.Get().GetLimits()})) {
+            Log(LogLevel::kWarning, "its two brokers differ in " + difference);
+        }
+    }
+
     Verdict TrySubscribe(Side side) {
         const Listeners listeners = [&] {
             const std::lock_guard lock{mutex_};
@@ -619,6 +667,8 @@ private:
         runtime::Outlet& before = *At(Other(side)).outlet;
         if (!moving_to_) {
             if (Verdict listens = MayPublish(view, side); !listens.passed) return listens;
+            // What the first send there would have to wait for is made now.
+            At(side).outlet->Warm();
             if (view.config.order != Order::kKey) return Verdict::Pass();
             if (Verdict back = MayTurnBack(view, side); !back.passed) return back;
             // In order: the last message of this side is confirmed before the first of the other is
@@ -664,10 +714,16 @@ private:
         return Leave(view, side);
     }
 
+    [[nodiscard]] bool Closed() const {
+        const std::lock_guard lock{mutex_};
+        return closed_;
+    }
+
     Verdict Drained(const Listeners& listeners, Side side) {
         std::set<std::string> asked;
         for (const auto& listener : listeners) {
             if (!asked.insert(listener->group()).second) continue;
+            if (Closed()) return Verdict::Wait("nothing: the client is closed");
             const Drain drain = AskDrained(side, listener->group());
             if (!drain.verdict.passed) return drain.verdict;
         }
@@ -702,7 +758,9 @@ private:
         for (const auto& listener : view.listeners) listener->StopTaking(side);
         Verdict left = Verdict::Pass();
         for (const auto& listener : view.listeners) {
-            const bool settled = listener->dispatcher().WaitSettled(side, Clock::now() + kGuardTimeout);
+            // Whoever closes the client waits for this step.
+            const auto patience = Closed() ? std::chrono::seconds{0} : kGuardTimeout;
+            const bool settled = listener->dispatcher().WaitSettled(side, Clock::now() + patience);
             if (!settled && view.config.guard) {
                 left = Verdict::Wait("handlers of " + GroupInWords(listener->group()) +
                                      " to settle what came from " + At(side).link->name());
@@ -710,10 +768,9 @@ private:
         }
         if (left.passed && view.config.guard) left = Drained(view.listeners, side);
         if (!left.passed) {
-            for (const auto& listener : view.listeners) listener->Detach(side, deadline);
-            const std::lock_guard lock{mutex_};
-            for (const auto& listener : listeners_) Attach(*listener, side);
             not_drained_at_[static_cast<std::size_t>(side)] = Clock::now();
+            for (const auto& listener : view.listeners) stopped_.emplace_back(listener, side);
+            TakeAgain();
             return left;
         }
         const Listeners listeners = [&] {
@@ -725,6 +782,20 @@ private:
         }();
         for (const auto& listener : listeners) listener->Detach(side, deadline);
         return Verdict::Pass();
+    }
+
+    // Takes once more from a side that could not be left after all: each subscription as soon as it has
+    // settled what it had, so that nothing is given back while its handler runs, and handled twice.
+    void TakeAgain() {
+        std::erase_if(stopped_, [this](const auto& entry) {
+            const auto& [listener, side] = entry;
+            if (listener->closing()) return true;
+            if (listener->dispatcher().Counts(side).outstanding > 0) return false;
+            listener->Detach(side, Clock::now() + kLeave);
+            const std::lock_guard lock{mutex_};
+            if (At(side).attached) Attach(*listener, side);
+            return true;
+        });
     }
 
     // What is left on a side that nobody subscribes to is stranded: the message of a producer that
@@ -767,7 +838,7 @@ private:
         bool changed = false;
         std::erase_if(settling_since_, [](const auto& entry) { return entry.first->closed(); });
         for (const auto& listener : view.listeners) {
-            if (!IsSettling(*listener)) continue;
+            if (!listener->settling()) continue;
             const bool both = view.attached[0] && view.attached[1];
             const runtime::Dispatcher& dispatcher = listener->dispatcher();
             if (both && dispatcher.Counts(Side::kOld).held + dispatcher.Counts(Side::kNew).held == 0) {
@@ -776,45 +847,47 @@ private:
             }
             const auto since = settling_since_.try_emplace(listener, Clock::now()).first->second;
             const auto so_far = Clock::now() - since;
-            if (both ? !KnowsTheNewer(view, *listener, so_far)
-                     : !HasAskedForOlder(view, *listener, so_far)) {
+            const auto moves = listener->moves_noticed();
+            const bool knows = both ? KnowsTheNewer(view, *listener, so_far)
+                                    : HasAskedForOlder(view, *listener, so_far);
+            if (!knows || !Settle(*listener, moves)) {
                 again = std::min(again, Clock::now() + kLook);
                 continue;
             }
             changed = true;
             settling_since_.erase(listener);
-            const std::lock_guard lock{mutex_};
-            listener->SetSettling(false);
-            ApplyHold(*listener);
         }
         return changed;
+    }
+
+    bool Settle(Listener& listener, std::uint64_t moves_noticed) {
+        const std::lock_guard lock{mutex_};
+        return listener.Settle(HeldBy(listener), moves_noticed);
     }
 
     // Steps wait until every subscription to the one side knows what is behind it.
     [[nodiscard]] const Listener* BeginsOnOneSide(const View& view) const {
         if (view.attached[0] && view.attached[1]) return nullptr;
         for (const auto& listener : view.listeners) {
-            if (IsSettling(*listener)) return listener.get();
+            if (listener->settling()) return listener.get();
         }
         return nullptr;
     }
 
-    [[nodiscard]] bool IsSettling(const Listener& listener) const {
+    // On both sides: whether it is known which one publishing went to last. Nobody need have moved:
+    // what comes first from a producer that has is noticed then. A subscription that turns round in the
+    // middle lets go of what it holds first, behind the other side, with the same patience as a walk
+    // that turns.
+    bool KnowsTheNewer(const View& view, Listener& listener, Clock::duration so_far) {
+        const auto [went_to_old, went_to_new] = producers_.WentTo();
+        const bool agreed = !went_to_old || !went_to_new;
         const std::lock_guard lock{mutex_};
-        return listener.settling();
-    }
-
-    // On both sides: whether it is known which one publishing went to last.
-    bool KnowsTheNewer(const View& view, const Listener& listener, Clock::duration so_far) {
-        const auto newer = producers_.Newer();
-        if (!newer && so_far < TurnPatience(view)) {
-            // Where nobody has moved, and nothing is left on the new side, the first move is yet to
-            // come.
-            return CheckDrained(*At(Side::kNew).link, *DestinationOf(Side::kNew), listener.group())
-                .exact;
-        }
-        const std::lock_guard lock{mutex_};
-        toward_ = newer.value_or(Side::kNew);
+        Side newer = listener.toward();
+        if (agreed && (went_to_old || went_to_new)) newer = went_to_new ? Side::kNew : Side::kOld;
+        const bool may_turn =
+            !listener.doubts() || listener.dispatcher().Counts(Other(newer)).held == 0;
+        if (!(agreed && may_turn) && so_far < TurnPatience(view)) return false;
+        listener.SetToward(newer);
         return true;
     }
 
@@ -827,8 +900,9 @@ private:
             Rejoin(other, listener.group(), *drain.left);
             return true;
         }
-        if (so_far < kGuardTimeout) return false;
-        // The rung does not need that broker: it may be down for good.
+        // The rung does not need that broker: it may be down for good. At the start it is yet to be
+        // connected; later on it was asked before, and each producer that comes over asks anew.
+        if (!listener.doubts() && so_far < kGuardTimeout) return false;
         Log(LogLevel::kWarning,
             "begins without having asked for older messages: waited for " + drain.verdict.waiting_for);
         return true;
@@ -842,7 +916,7 @@ private:
                                     " are left: a producer has not moved, or a member has died");
         {
             const std::lock_guard lock{mutex_};
-            toward_ = Other(side);
+            PointToward(Other(side));
         }
         TrySubscribe(side);
     }
@@ -857,7 +931,8 @@ private:
         for (const auto& listener : view.listeners) {
             for (const Side held : kSides) {
                 const bool other_attached = view.attached[static_cast<std::size_t>(Other(held))];
-                const bool tended = other_attached && (view.hold == held || IsSettling(*listener));
+                const bool tended = other_attached &&
+                                    (listener->settling() || (view.holds && WaitsFor(*listener, held)));
                 if (!tended || listener->dispatcher().Counts(held).held == 0) {
                     gates_.erase({listener, held});
                     continue;
@@ -867,6 +942,11 @@ private:
         }
         if (again == Clock::time_point::max()) hold_backoff_.Reset();
         return again;
+    }
+
+    [[nodiscard]] bool WaitsFor(const Listener& listener, Side held) const {
+        const std::lock_guard lock{mutex_};
+        return listener.toward() == held;
     }
 
     Clock::time_point TendGate(const View& view, const std::shared_ptr<Listener>& listener, Side held) {
@@ -911,6 +991,7 @@ private:
         const bool ready =
             !view.config.guard ||
             CheckEverybodyListens(*At(other).link, *DestinationOf(other), view.config.groups).passed;
+        if (ready) At(other).outlet->Warm();
         SetFailover(ready);
         failover_check_at_ = Clock::now() + (ready ? kFailoverCheck : kFailoverRetry);
         return failover_check_at_;
@@ -967,9 +1048,11 @@ private:
     bool has_been_lowered_ = false;        // policy_ was changed to a lower rung before
     Policy stage_;                         // written by the walker alone
     Side published_to_ = Side::kOld;       // where stage_ publishes
-    bool failover_ = false;     // sends may go to the other side; written by the walker alone
-    std::uint64_t moves_ = 0;   // how often published_to_ has changed since
-    Side toward_ = Side::kNew;  // where the last step led; written by the walker alone
+    bool failover_ = false;    // sends may go to the other side; written by the walker alone
+    std::uint64_t moves_ = 0;  // how often published_to_ has changed since
+    // The side that waits, where one has to: where the last step led, or away from one that was joined
+    // again. A subscription may know better. Written by the walker alone.
+    Side toward_ = Side::kNew;
     bool closed_ = false;
     std::string waiting_for_;
     std::array<SideState, 2> sides_;
@@ -979,6 +1062,9 @@ private:
     // The walker's own: no lock.
     std::optional<Policy> last_policy_;
     std::optional<Side> moving_to_;  // publishing is held until the other side has confirmed
+    // Subscriptions that take nothing from a side any more, and have not left it.
+    std::vector<std::pair<std::shared_ptr<Listener>, Side>> stopped_;
+    std::array<bool, 2> compared_{};  // the limits, on the way to that side
     Clock::time_point stage_since_ = Clock::now();
     std::array<Clock::time_point, 2> not_drained_at_{};
     Clock::time_point failover_check_at_{};

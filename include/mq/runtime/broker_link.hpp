@@ -79,6 +79,14 @@ public:
         if (backend_ == nullptr) config_ = std::move(config);
     }
 
+    /// Has the broker taken for one that answers no questions, until then. Thread-safe.
+    void SetSilent(Clock::time_point until) noexcept {
+        silent_until_.store(until.time_since_epoch().count(), std::memory_order_relaxed);
+    }
+    [[nodiscard]] bool IsSilent(Clock::time_point now) const noexcept {
+        return now.time_since_epoch().count() < silent_until_.load(std::memory_order_relaxed);
+    }
+
     /// Ends the adapter's publishing; what is in flight at the deadline fails.
     void Close(Clock::time_point deadline) noexcept {
         backend::Backend* open = nullptr;
@@ -113,6 +121,7 @@ private:
     mutable std::mutex mutex_;  // guards config_, closed_ and the making of backend_
     BrokerConfig config_;
     bool closed_ = false;
+    std::atomic<Clock::rep> silent_until_{0};
     const Shared& shared_;
     Window window_;
     std::unique_ptr<backend::Backend> backend_;
@@ -159,6 +168,13 @@ public:
         publisher->Publish(std::move(sending));
     }
 
+    /// Makes what the first send would have to make: the adapter and its publisher. Never blocks on the
+    /// broker: a send may follow at once, and waits in the adapter for the connection.
+    /// @throws Error where the URL, an option or the address is wrong, or the link is closed.
+    void Warm() {
+        if (publisher_.load(std::memory_order_acquire) == nullptr) MakePublisher();
+    }
+
     /// Uses another description of the same address from the next send on.
     void Redirect(std::shared_ptr<const backend::Destination> destination) {
         const std::lock_guard lock{mutex_};
@@ -166,11 +182,11 @@ public:
         publisher_.store(nullptr, std::memory_order_release);
     }
 
-    /// Counts sends out.
-    void Ended(std::uint64_t confirmed, std::uint64_t failed) noexcept {
+    /// Counts sends out. Those that left have ended here and go on elsewhere.
+    void Ended(std::uint64_t confirmed, std::uint64_t failed, std::uint64_t left = 0) noexcept {
         confirmed_.fetch_add(confirmed, std::memory_order_relaxed);
         failed_.fetch_add(failed, std::memory_order_relaxed);
-        ended_.fetch_add(confirmed + failed);
+        ended_.fetch_add(confirmed + failed + left);
         if (watching_.load() > 0 && InFlight() == 0) idle_.Raise();
     }
 
@@ -226,6 +242,19 @@ private:
     std::atomic<int> watching_{0};  // how many wait for nothing to be in flight
 };
 
+namespace internal {
+
+/// Tells the thread that waits for a sending of its end, or hands back what may go another way.
+inline void TellWaiter(std::unique_ptr<Sending> sending) noexcept {
+    const std::shared_ptr<Waiter> waiter = std::move(sending->waiter);
+    if (!sending->MayFailOver()) return waiter->Finish(std::move(sending->error));
+    sending->waiter = waiter;
+    if (waiter->HandBack(sending)) return;
+    sending->outlet->Ended(0, 1);
+}
+
+}  // namespace internal
+
 inline void BrokerLink::OnFinished(backend::PublicationList finished) noexcept {
     // Whoever sees that nothing is in flight any more must find the callbacks still to come.
     shared_.callbacks->Announce();
@@ -242,7 +271,9 @@ inline void BrokerLink::OnFinished(backend::PublicationList finished) noexcept {
     while (auto publication = finished.PopFront()) {
         auto& sending = static_cast<Sending&>(*publication);
         if (sending.MayFailOver()) {
-            called_back.PushBack(std::move(publication));  // still in flight, for all who look
+            // Still in flight, for all who look.
+            if (sending.waiter != nullptr) freed += sending.weight;
+            (sending.waiter != nullptr ? waited_for : called_back).PushBack(std::move(publication));
             continue;
         }
         if (sending.outlet != outlet) {
@@ -260,8 +291,7 @@ inline void BrokerLink::OnFinished(backend::PublicationList finished) noexcept {
     count_run();
     if (freed > 0) window_.Release(freed);
     while (auto publication = waited_for.PopFront()) {
-        auto& sending = static_cast<Sending&>(*publication);
-        sending.waiter->Finish(std::move(sending.error));
+        internal::TellWaiter(std::unique_ptr<Sending>{static_cast<Sending*>(publication.release())});
     }
     if (!called_back.empty()) shared_.callbacks->Post(std::move(called_back));
     shared_.callbacks->Retract();
@@ -283,8 +313,6 @@ inline void EndUnsent(const Shared& shared, std::unique_ptr<Sending> sending,
 namespace internal {
 
 inline void RunCallback(Sending& sending) noexcept {
-    // Whoever waits for one that could have gone another way learns of its end here as well.
-    if (sending.waiter != nullptr) return sending.waiter->Finish(std::move(sending.error));
     SendResult result = sending.error == nullptr
                             ? SendResult{std::move(sending.message.id)}
                             : SendResult{std::move(sending.message.id),
@@ -300,20 +328,44 @@ inline void RunCallback(Sending& sending) noexcept {
     sending.message.id = std::move(result).id();  // its room is of use to the next message
 }
 
-/// Whether what has ended goes another way instead; `publication` is gone then.
+/// Whether what has failed goes another way instead; `sending` is gone then.
+inline bool TakesOtherWay(std::unique_ptr<Sending>& sending) noexcept {
+    Outlet& failed = *sending->outlet;
+    const bool taken_over = sending->failover->TakeOver(sending);
+    // Counted out here only after it was counted in there: it was in flight all the time.
+    failed.Ended(0, taken_over ? 0 : 1, taken_over ? 1 : 0);
+    return taken_over;
+}
+
+/// The same for whatever has ended.
 inline bool FailsOver(std::unique_ptr<backend::Publication>& publication) noexcept {
     const auto& ended = static_cast<const Sending&>(*publication);
     if (ended.outlet == nullptr || !ended.MayFailOver()) return false;
     std::unique_ptr<Sending> sending{static_cast<Sending*>(publication.release())};
-    Outlet& failed = *sending->outlet;
-    const bool taken_over = sending->failover->TakeOver(sending);
+    const bool taken_over = TakesOtherWay(sending);
     publication = std::move(sending);
-    // Counted out here only after it was counted in there: it was in flight all the time.
-    failed.Ended(0, 1);
     return taken_over;
 }
 
 }  // namespace internal
+
+/// Waits for the end of a sending; what is handed back meanwhile takes its other way on this thread, so
+/// that the callback thread may wait here as well. `topic` is for the text of an error.
+/// @returns why it failed; null where the broker has confirmed it.
+/// @throws Error with ErrorCode::kTimeout where nothing is known at the deadline.
+inline std::unique_ptr<Error> AwaitSent(Waiter& waiter, Clock::time_point deadline,
+                                        const std::string& topic) {
+    while (true) {
+        if (!waiter.Wait(deadline)) {
+            throw Error{ErrorCode::kTimeout,
+                        "topic " + topic + ": the broker has not confirmed before the deadline",
+                        Outcome::kUnknown};
+        }
+        std::unique_ptr<Sending> handed_back = waiter.TakeBack();
+        if (handed_back == nullptr) return waiter.TakeError();
+        if (!internal::TakesOtherWay(handed_back)) return std::move(handed_back->error);
+    }
+}
 
 /// Runs the callbacks of sendings that have ended, on the callback thread.
 ///

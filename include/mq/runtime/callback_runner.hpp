@@ -7,6 +7,7 @@
 #include <atomic>
 #include <chrono>
 #include <condition_variable>
+#include <exception>
 #include <mutex>
 #include <thread>
 #include <utility>
@@ -14,7 +15,7 @@
 namespace mq::runtime {
 
 /// `Batch` is a movable queue with `empty()` and `Append(Batch&&)`; `run` empties one.
-/// Thread-safe. The thread starts with the first batch.
+/// Thread-safe. The thread starts with the first batch, or before by Start.
 template <typename Batch>
 class CallbackRunner {
 public:
@@ -28,6 +29,15 @@ public:
     /// Runs what is queued, then ends.
     ~CallbackRunner() { Stop(); }
 
+    /// Makes sure that there is a thread, so that every batch is run whatever the system may refuse
+    /// later. Costs next to nothing where there is one. Before Stop.
+    /// @throws std::system_error where the system gives none.
+    void Start() {
+        if (started_.load(std::memory_order_acquire)) return;
+        const std::lock_guard lock{mutex_};
+        StartThread();
+    }
+
     /// Has WaitIdle wait until the Retract that follows: for those who let it be known that something
     /// has ended before they queue its callback. Never blocks.
     void Announce() noexcept { announced_.fetch_add(1); }
@@ -40,12 +50,17 @@ public:
         changed_.notify_all();
     }
 
-    /// Queues a batch. Never blocks.
-    void Post(Batch batch) {
+    /// Queues a batch. Never blocks. Where there is no thread, and none is to be had, the next batch or
+    /// Stop has it run.
+    void Post(Batch batch) noexcept {
         {
             const std::lock_guard lock{mutex_};
             queue_.Append(std::move(batch));
-            if (!thread_.joinable()) thread_ = std::thread{[this] { Loop(); }};
+            try {
+                StartThread();
+            } catch (const std::exception&) {
+                return;
+            }
         }
         changed_.notify_all();
     }
@@ -53,8 +68,8 @@ public:
     /// Waits until nothing is announced and every queued callback has returned. False where the
     /// deadline passed first, and on the callback thread itself.
     bool WaitIdle(Clock::time_point deadline) {
+        if (OnOwnThread()) return false;
         std::unique_lock lock{mutex_};
-        if (thread_.get_id() == std::this_thread::get_id()) return false;
         waiting_.fetch_add(1);
         const bool idle = changed_.wait_until(
             lock, deadline, [this] { return announced_.load() == 0 && queue_.empty() && !running_; });
@@ -70,14 +85,27 @@ public:
         }
         changed_.notify_all();
         if (thread_.joinable()) thread_.join();
+        Batch rest{};
+        {
+            const std::lock_guard lock{mutex_};
+            rest = std::exchange(queue_, Batch{});
+        }
+        if (!rest.empty()) run_(std::move(rest));
     }
 
-    /// Whether the calling thread is the callback thread of any client.
-    static bool OnCallbackThread() noexcept { return on_callback_thread_; }
+    /// Whether the calling thread is this one's.
+    [[nodiscard]] bool OnOwnThread() const noexcept { return current_ == this; }
 
 private:
+    // Call with mutex_ held.
+    void StartThread() {
+        if (thread_.joinable()) return;
+        thread_ = std::thread{[this] { Loop(); }};
+        started_.store(true, std::memory_order_release);
+    }
+
     void Loop() {
-        on_callback_thread_ = true;
+        current_ = this;
         std::unique_lock lock{mutex_};
         while (true) {
             changed_.wait(lock, [this] { return stopping_ || !queue_.empty(); });
@@ -92,11 +120,12 @@ private:
         }
     }
 
-    static inline thread_local bool on_callback_thread_ = false;
+    static inline thread_local const CallbackRunner* current_ = nullptr;
 
     const Run run_;
     std::atomic<int> announced_{0};
-    std::atomic<int> waiting_{0};  // threads in WaitIdle
+    std::atomic<int> waiting_{0};       // threads in WaitIdle
+    std::atomic<bool> started_{false};  // thread_ runs
     std::mutex mutex_;  // guards all that follows but for joining thread_, which Stop alone does
     std::condition_variable changed_;
     Batch queue_{};

@@ -63,7 +63,9 @@ public:
 
     /// `pool` must run until Stop has returned.
     Dispatcher(WorkerPool& pool, Handler handler, Options options)
-        : pool_(pool), handler_(std::move(handler)), options_(std::move(options)) {}
+        : pool_(pool),
+          options_(std::move(options)),
+          handler_(std::make_unique<Handler>(std::move(handler))) {}
 
     /// Takes a message in. True where it is held.
     bool Offer(Side side, std::unique_ptr<backend::Inbound> inbound) noexcept {
@@ -131,19 +133,23 @@ public:
         return intake;
     }
 
-    /// Starts no further handler and gives back what none has begun with. Idempotent.
+    /// Starts no further handler and gives back what none has begun with. The handler, with all that it
+    /// owns, is destroyed when its last call has returned: here, or on that call's thread. Idempotent.
     void Stop() noexcept {
         Dropped dropped;
+        std::unique_ptr<Handler> unused;
         const std::lock_guard lock{mutex_};
         stopped_ = true;
         DropWhere([](const Item&) { return true; }, dropped);
+        if (Running() == 0) unused = std::move(handler_);
     }
 
-    /// Waits until no handler runs, but for one that calls this. False where the deadline passed first.
+    /// After Stop: waits until no handler runs, but for one that calls this, and the handler is
+    /// destroyed. False where the deadline passed first.
     bool WaitHandlers(Clock::time_point deadline) {
         std::unique_lock lock{mutex_};
         const std::size_t own = OnOwnThread() ? 1 : 0;
-        return quiet_.wait_until(lock, deadline, [&] { return runners_ <= own; });
+        return quiet_.wait_until(lock, deadline, [&] { return Running() <= own; });
     }
 
     /// Waits until nothing from a side is outstanding. False where the deadline passed first.
@@ -157,7 +163,7 @@ public:
     void WhenQuiet(detail::UniqueFunction<void()> task) {
         {
             const std::lock_guard lock{mutex_};
-            if (runners_ > 0) {
+            if (Running() > 0) {
                 when_quiet_ = std::move(task);
                 return;
             }
@@ -254,6 +260,10 @@ private:
     }
 
     // The following are called with mutex_ held.
+
+    // Tasks that wait for a thread of the pool are not among them: it may be busy with the handlers of
+    // other subscriptions.
+    [[nodiscard]] std::size_t Running() const noexcept { return runners_ - starting_; }
 
     void Admit(std::unique_ptr<Item> item) {
         if (InLane(item->content.key)) {
@@ -373,9 +383,17 @@ private:
     }
 
     void EndRun(std::unique_lock<std::mutex>& lock) noexcept {
+        if (stopped_ && Running() == 1) {
+            // The last one out. It still counts as running while the handler is destroyed.
+            std::unique_ptr<Handler> unused = std::move(handler_);
+            lock.unlock();
+            unused.reset();
+            lock.lock();
+        }
         current_ = nullptr;
         detail::UniqueFunction<void()> task;
-        if (--runners_ == 0) task = std::move(when_quiet_);
+        --runners_;
+        if (Running() == 0) task = std::move(when_quiet_);
         lock.unlock();
         quiet_.notify_all();
         if (task) task();
@@ -410,7 +428,7 @@ private:
     void Handle(std::unique_ptr<Item> item) noexcept {
         const std::string id = item->content.id;
         try {
-            handler_(Delivery{std::move(item)});
+            (*handler_)(Delivery{std::move(item)});
         } catch (const std::exception& error) {
             options_.log(LogLevel::kWarning, "a handler of " + options_.name + " threw for message " +
                                                  id + ", which will be handled again: " + error.what());
@@ -456,11 +474,13 @@ private:
     static inline thread_local const Dispatcher* current_ = nullptr;
 
     WorkerPool& pool_;
-    Handler handler_;  // called by several threads at once where the concurrency allows it
     const Options options_;
 
     mutable std::mutex mutex_;  // guards all that follows
     std::condition_variable quiet_;
+    // Called without the lock, by several threads at once where the concurrency allows it: it stays as
+    // long as one of them runs. Null once it is of no use.
+    std::unique_ptr<Handler> handler_;
     bool stopped_ = false;
     std::size_t runners_ = 0;                       // tasks of the pool that run, or will run, Run()
     std::size_t starting_ = 0;                      // those of them that have not begun

@@ -35,42 +35,15 @@ inline Error Detached(const Error& error) {
                  NativeError{.code = error.native_code(), .text = error.native_text()}};
 }
 
-/// Where a blocking send waits. Shared by the sender and the sending, so that a sender which gives up
-/// leaves nothing dangling. Thread-safe.
-class Waiter {
-public:
-    void Finish(std::unique_ptr<Error> error) noexcept {
-        {
-            const std::lock_guard lock{mutex_};
-            error_ = std::move(error);
-            finished_ = true;
-        }
-        ended_.notify_one();
-    }
-
-    /// Waits for the end of the send. False where the deadline passed first.
-    bool Wait(backend::Clock::time_point deadline) {
-        std::unique_lock lock{mutex_};
-        return ended_.wait_until(lock, deadline, [this] { return finished_; });
-    }
-
-    /// Why the send failed, if it did. After Wait has returned true.
-    std::unique_ptr<Error> TakeError() noexcept { return std::move(error_); }
-
-private:
-    std::mutex mutex_;  // guards error_ and finished_
-    std::condition_variable ended_;
-    std::unique_ptr<Error> error_;
-    bool finished_ = false;
-};
-
 class Sending;
+class Waiter;
 
 /// Another way for a sending that certainly did not reach its broker. Implemented above.
 class Failover {
 public:
     /// Sends it by the other way, and takes it over with that; false, with nothing done, where there is
-    /// none at present. Called on the callback thread; blocks only where the adapter's Publish does.
+    /// none at present. Called on the callback thread, where it blocks only as the adapter's Publish
+    /// does, or on the thread that waits for the send, where it may also wait for room in the window.
     virtual bool TakeOver(std::unique_ptr<Sending>& sending) noexcept = 0;
 
 protected:
@@ -93,6 +66,62 @@ public:
     std::size_t weight = 0;  ///< What it has reserved of the outlet's window, in bytes.
     std::shared_ptr<Waiter> waiter = {};
     SendCallback callback = {};
+};
+
+/// Where a blocking send waits. Shared by the sender and the sending, so that a sender which gives up
+/// leaves nothing dangling. Thread-safe.
+class Waiter {
+public:
+    void Finish(std::unique_ptr<Error> error) noexcept {
+        {
+            const std::lock_guard lock{mutex_};
+            error_ = std::move(error);
+            finished_ = true;
+        }
+        ended_.notify_one();
+    }
+
+    /// Hands a sending back that has failed and may go another way, which is for the waiting thread to
+    /// see to. False, with nothing done, where the sender has given up.
+    bool HandBack(std::unique_ptr<Sending>& sending) noexcept {
+        {
+            const std::lock_guard lock{mutex_};
+            if (given_up_) return false;
+            handed_back_ = std::move(sending);
+        }
+        ended_.notify_one();
+        return true;
+    }
+
+    /// Waits until the send has ended or is handed back. False where the deadline passed first: the
+    /// sender gives up with that.
+    bool Wait(backend::Clock::time_point deadline) {
+        std::unique_lock lock{mutex_};
+        const bool woken =
+            ended_.wait_until(lock, deadline, [this] { return finished_ || handed_back_ != nullptr; });
+        given_up_ = !woken;
+        return woken;
+    }
+
+    /// After Wait has returned true: what was handed back; null where the send has ended.
+    std::unique_ptr<Sending> TakeBack() noexcept {
+        const std::lock_guard lock{mutex_};
+        return std::move(handed_back_);
+    }
+
+    /// Why the send failed, if it did. After its end.
+    std::unique_ptr<Error> TakeError() noexcept {
+        const std::lock_guard lock{mutex_};
+        return std::move(error_);
+    }
+
+private:
+    std::mutex mutex_;  // guards all that follows
+    std::condition_variable ended_;
+    std::unique_ptr<Error> error_;
+    std::unique_ptr<Sending> handed_back_;
+    bool finished_ = false;
+    bool given_up_ = false;
 };
 
 }  // namespace mq::runtime

@@ -10,6 +10,7 @@
 #include <condition_variable>
 #include <cstddef>
 #include <deque>
+#include <exception>
 #include <map>
 #include <mutex>
 #include <thread>
@@ -19,8 +20,9 @@
 namespace mq::runtime {
 
 /// Runs tasks, at once or later. Thread-safe. Threads start when a task finds none idle, up to the
-/// limit; beyond it tasks queue. The number of queued tasks is bounded by those who post: a
-/// subscription posts one for each handler that may run, and one for each retry that it waits for.
+/// limit; beyond it, and where the system gives no further thread, tasks queue. The number of queued
+/// tasks is bounded by those who post: a subscription posts one for each handler that may run, and one
+/// for each retry that it waits for.
 class WorkerPool {
 public:
     using Clock = std::chrono::steady_clock;
@@ -35,6 +37,14 @@ public:
     void RaiseLimit(std::size_t limit) {
         const std::lock_guard lock{mutex_};
         limit_ = std::max(limit_, limit);
+    }
+
+    /// Makes sure that there is a thread, so that what is posted from now on is run whatever the system
+    /// may refuse later. Nothing where the pool has stopped.
+    /// @throws std::system_error where the system gives none.
+    void Start() {
+        const std::lock_guard lock{mutex_};
+        if (threads_.empty() && !stopping_) threads_.emplace_back([this] { Loop(); });
     }
 
     /// Runs the task soon. Dropped where the pool has stopped.
@@ -64,9 +74,12 @@ public:
         }
         changed_.notify_all();
         for (std::thread& thread : threads) thread.join();
+        // Destroyed without the lock: a task may own what its user gave us.
+        std::deque<Task> ready;
+        std::multimap<Clock::time_point, Task> later;
         const std::lock_guard lock{mutex_};
-        ready_.clear();
-        later_.clear();
+        ready.swap(ready_);
+        later.swap(later_);
     }
 
     /// How many threads wait for a task.
@@ -75,21 +88,26 @@ public:
         return idle_;
     }
 
-    /// Whether the calling thread belongs to any pool: it runs a handler.
-    static bool OnWorkerThread() noexcept { return on_worker_thread_; }
+    /// Whether the calling thread is one of this pool: it runs a handler.
+    [[nodiscard]] bool OnOwnThread() const noexcept { return current_ == this; }
 
 private:
     // Call with mutex_ held.
-    void WakeOne() {
+    void WakeOne() noexcept {
         if (idle_ > 0) {
             changed_.notify_one();
         } else if (threads_.size() < limit_) {
-            threads_.emplace_back([this] { Loop(); });
+            try {
+                threads_.emplace_back([this] { Loop(); });
+            } catch (const std::exception&) {
+                // The threads that there are come to the task when they are done with theirs.
+                return;
+            }
         }
     }
 
     void Loop() {
-        on_worker_thread_ = true;
+        current_ = this;
         std::unique_lock lock{mutex_};
         while (!stopping_) {
             TakeDue();
@@ -128,7 +146,7 @@ private:
         --idle_;
     }
 
-    static inline thread_local bool on_worker_thread_ = false;
+    static inline thread_local const WorkerPool* current_ = nullptr;
 
     mutable std::mutex mutex_;  // guards all that follows
     std::condition_variable changed_;

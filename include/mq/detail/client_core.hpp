@@ -1,0 +1,545 @@
+/// @file client_core.hpp
+/// All of a client that is not a template: its parts, and how they come up, change and end together.
+/// The facade owns one on the heap, so that a client which one of its own handlers or callbacks drops
+/// can end on another thread.
+#pragma once
+
+#include <mq/client_options.hpp>
+#include <mq/config.hpp>
+#include <mq/detail/config_check.hpp>
+#include <mq/detail/config_loader.hpp>
+#include <mq/detail/deadline.hpp>
+#include <mq/detail/file_watcher.hpp>
+#include <mq/detail/id_generator.hpp>
+#include <mq/detail/signal.hpp>
+#include <mq/detail/stragglers.hpp>
+#include <mq/error.hpp>
+#include <mq/log.hpp>
+#include <mq/message.hpp>
+#include <mq/migration/listener.hpp>
+#include <mq/migration/topic.hpp>
+#include <mq/migration/walker.hpp>
+#include <mq/policy.hpp>
+#include <mq/runtime/broker_link.hpp>
+#include <mq/runtime/dispatcher.hpp>
+#include <mq/runtime/sending.hpp>
+#include <mq/runtime/worker_pool.hpp>
+#include <mq/status.hpp>
+#include <mq/subscription.hpp>
+
+#include <algorithm>
+#include <atomic>
+#include <chrono>
+#include <condition_variable>
+#include <cstddef>
+#include <cstdint>
+#include <exception>
+#include <filesystem>
+#include <functional>
+#include <map>
+#include <memory>
+#include <mutex>
+#include <optional>
+#include <string>
+#include <string_view>
+#include <system_error>
+#include <thread>
+#include <unordered_map>
+#include <utility>
+#include <vector>
+
+namespace mq::detail {
+
+/// What Client documents is not said again here. Thread-safe, but for its end.
+class ClientCore {
+public:
+    static constexpr std::chrono::seconds kDefaultTimeout{10};
+
+    ClientCore(const Config& config, ClientOptions options)
+        : log_(options.log ? std::move(options.log) : [](LogLevel, std::string_view) {}),
+          shared_{.config = config.client,
+                  .client_id = "mq-" + ids_.Prefix(),
+                  .log = log_,
+                  .callbacks = &callbacks_,
+                  .sendings = &sendings_,
+                  .dedup_store = std::move(options.dedup_store)},
+          pool_(config.client.handler_threads) {
+        ThrowIfWrong(config, CheckConfig(config));
+        const std::lock_guard lock{config_mutex_};
+        Apply(config);
+    }
+
+    ClientCore(const ClientCore&) = delete;
+    ClientCore& operator=(const ClientCore&) = delete;
+    ~ClientCore() = default;
+
+    /// Closes a core, so that it can be destroyed; it stays where it is until then, for the handlers
+    /// and callbacks that still use it. On a thread of its own, which it would have to wait for, it is
+    /// taken away instead, and another thread does both when this one has gone back.
+    static void End(std::unique_ptr<ClientCore>& core) noexcept {
+        if (!core->OnOwnThread()) return core->Stop();
+        ClientCore* const left = core.release();
+        left->log_(LogLevel::kWarning,
+                   "a handler or a callback has destroyed its own client, which closes in the "
+                   "background when that has returned");
+        try {
+            Stragglers::Run([left] {
+                const std::unique_ptr<ClientCore> owned{left};
+                owned->Stop();
+            });
+        } catch (const std::exception& error) {
+            // Nothing can be done with it here but to leave it as it is.
+            left->log_(LogLevel::kError,
+                       std::string{"a client that its own handler or callback has destroyed stays "
+                                   "open: the system gives no thread to close it: "} +
+                           error.what());
+        }
+    }
+
+    /// Whether the calling thread runs a handler or a callback of this client.
+    [[nodiscard]] bool OnOwnThread() const noexcept {
+        return pool_.OnOwnThread() || callbacks_.OnOwnThread();
+    }
+
+    // ---- sending
+
+    void Send(std::string_view topic, Message message) {
+        migration::Topic& found = Find(topic);
+        Check(message);
+        const auto waiter = std::make_shared<runtime::Waiter>();
+        auto sending = Prepare(std::move(message));
+        sending->waiter = waiter;
+        const auto deadline = sending->deadline + kGrace;
+        found.Send(std::move(sending));
+        if (const auto error = runtime::AwaitSent(*waiter, deadline, found.name())) throw Error{*error};
+    }
+
+    void Send(std::string_view topic, Message message, SendCallback callback) {
+        StartThread([this] { callbacks_.Start(); }, "send callbacks");
+        auto sending = Prepare(std::move(message));
+        sending->callback = std::move(callback);
+        migration::Topic* found = nullptr;
+        try {
+            found = &Find(topic);
+            Check(sending->message);
+        } catch (const Error& error) {
+            return runtime::EndUnsent(shared_, std::move(sending), error);
+        }
+        found->Send(std::move(sending));
+    }
+
+    bool Flush(std::chrono::milliseconds timeout) {
+        if (callbacks_.OnOwnThread()) return false;
+        const auto deadline = DeadlineAfter(timeout);
+        return AwaitEnd(Topics(), deadline) && callbacks_.WaitIdle(deadline);
+    }
+
+    // ---- receiving
+
+    Subscription Subscribe(std::string_view name, runtime::Dispatcher::Handler handler,
+                           const RecvOptions& options) {
+        migration::Topic& topic = Find(name);
+        Check(options);
+        const std::string group = options.group.empty() ? shared_.config.group : options.group;
+        pool_.RaiseLimit(options.concurrency);
+        StartThread([this] { pool_.Start(); }, "handlers");
+        auto dispatcher = std::make_shared<runtime::Dispatcher>(
+            pool_, std::move(handler),
+            runtime::Dispatcher::Options{.name = "topic " + topic.name() + ", group " + group,
+                                         .concurrency = options.concurrency,
+                                         .order = topic.order(),
+                                         .log = log_});
+        const auto listener = std::make_shared<migration::Listener>(
+            group, options.prefetch == 0 ? shared_.config.prefetch : options.prefetch,
+            std::move(dispatcher), topic.wake(), topic.producers());
+        Subscription subscription{listener};  // closes it where the following throws
+        topic.Subscribe(listener);
+        AwaitActive(topic, *listener);
+        return subscription;
+    }
+
+    // ---- migrating
+
+    void SetPolicy(std::string_view topic, Policy policy) {
+        migration::Topic& found = Find(topic);
+        const std::lock_guard lock{config_mutex_};
+        ThrowIfClosed();
+        found.SetPolicy(policy);
+    }
+
+    [[nodiscard]] TopicStatus Status(std::string_view topic) const { return Find(topic).Status(); }
+
+    void Reload(const Config& config) {
+        ThrowIfWrong(config, CheckConfig(config));
+        const std::lock_guard lock{config_mutex_};
+        ThrowIfClosed();
+        ThrowIfWrong(config, WhyNot(config));
+        Apply(config);
+    }
+
+    void Watch(const std::filesystem::path& path) {
+        const auto load = FindConfigLoader();
+        if (load == nullptr) {
+            throw Error{ErrorCode::kInvalidArgument,
+                        "Watch needs a loader of config files: #include <mq/toml.hpp>"};
+        }
+        // Made absolute now: the working directory may change.
+        const auto file = std::filesystem::absolute(path);
+        const std::lock_guard lock{watch_mutex_};
+        {
+            const std::lock_guard config_lock{config_mutex_};
+            ThrowIfClosed();
+        }
+        auto watcher = std::make_unique<FileWatcher>(file, [this, file, load] { Follow(file, load); });
+        // Ended before the new file is applied: nothing of the earlier one comes after that.
+        watcher_.reset();
+        Follow(file, load);
+        watcher_ = std::move(watcher);
+    }
+
+    // ---- closing
+
+    void Close(std::chrono::milliseconds timeout) {
+        if (OnOwnThread()) {
+            throw Error{ErrorCode::kInvalidArgument,
+                        "a client cannot be closed by a handler or a callback, which Close waits for"};
+        }
+        const auto deadline = DeadlineAfter(timeout);
+        if (!BeginClosing(deadline)) return;
+        StopWatching();
+        const auto topics = Topics();
+        CloseListeners(topics, deadline);
+        for (migration::Topic* const topic : topics) topic->Shut();
+        AwaitEnd(topics, deadline);
+        // Its last step has gone on beside all that. It asks the brokers, which are closed after it.
+        walker_.Stop();
+        for (runtime::BrokerLink* const link : Links()) link->Close(deadline);
+        pool_.Stop();
+        callbacks_.WaitIdle(DeadlineAfter(timeout));
+        EndClosing();
+    }
+
+private:
+    // Close, and the end of the callback thread, which sends need that come after it.
+    void Stop() {
+        Close(kDefaultTimeout);
+        callbacks_.Stop();
+    }
+
+    // Lets a name be looked up without making a string of it.
+    struct NameHash {
+        using is_transparent = void;
+        std::size_t operator()(std::string_view name) const noexcept {
+            return std::hash<std::string_view>{}(name);
+        }
+    };
+    using TopicTable = std::unordered_map<std::string, migration::Topic*, NameHash, std::equal_to<>>;
+
+    enum class Closing : unsigned char { kNot, kBegun, kDone };
+
+    // How much later than its deadline an adapter may hand a send back.
+    static constexpr std::chrono::seconds kGrace{2};
+    // How long RecvMsg waits for a broker that the topic does not publish to.
+    static constexpr std::chrono::seconds kSecondBroker{5};
+
+    // ---- sending
+
+    [[nodiscard]] migration::Topic& Find(std::string_view topic) const {
+        const TopicTable& table = *table_.load(std::memory_order_acquire);
+        if (const auto found = table.find(topic); found != table.end()) return *found->second;
+        throw Error{ErrorCode::kUnknownTopic, "the config has no topic " + Shown(topic) + "; add [" +
+                                                  ShownKey(KeyPath("topics", topic)) + "]"};
+    }
+
+    static void Check(const Message& message) {
+        for (const auto& [name, value] : message.headers) {
+            if (name.empty()) throw Error{ErrorCode::kInvalidArgument, "a header has no name"};
+            if (name.starts_with("mq-")) {
+                throw Error{ErrorCode::kInvalidArgument,
+                            "the header " + name + " begins with mq-, which belongs to the library"};
+            }
+        }
+    }
+
+    std::unique_ptr<runtime::Sending> Prepare(Message message) {
+        auto sending = sendings_.Get();
+        sending->shared = &shared_;
+        sending->deadline = DeadlineAfter(shared_.config.send_timeout);
+        sending->message = std::move(message);
+        if (sending->message.id.empty()) ids_.Next(sending->message.id);
+        using std::chrono::system_clock;
+        if (sending->message.timestamp == system_clock::time_point{}) {
+            sending->message.timestamp =
+                std::chrono::floor<std::chrono::milliseconds>(system_clock::now());
+        }
+        return sending;
+    }
+
+    // ---- receiving
+
+    static void Check(const RecvOptions& options) {
+        if (options.concurrency == 0) {
+            throw Error{ErrorCode::kInvalidArgument, "RecvOptions::concurrency must be at least 1"};
+        }
+        if (options.prefetch > kPrefetch.highest) {
+            throw Error{ErrorCode::kInvalidArgument,
+                        "RecvOptions::prefetch is " + std::to_string(options.prefetch) +
+                            ", expected a number from 1 to " + std::to_string(kPrefetch.highest) +
+                            ", or 0 for the config's default"};
+        }
+    }
+
+    // Makes a thread while there is somebody to tell that there is none: later the work comes from
+    // where nothing may be thrown.
+    template <typename Start>
+    static void StartThread(Start start, std::string_view what) {
+        try {
+            start();
+        } catch (const std::system_error& error) {
+            throw Error{
+                ErrorCode::kInternal,
+                std::string{"the system gives no thread for "}.append(what) + ": " + error.what(),
+                Outcome::kNotSent,
+                NativeError{.code = error.code().value(), .text = error.code().message()}};
+        }
+    }
+
+    void AwaitActive(const migration::Topic& topic, const migration::Listener& listener) {
+        const auto deadline = DeadlineAfter(shared_.config.subscribe_timeout);
+        const auto second_deadline = std::min(deadline, backend::Clock::now() + kSecondBroker);
+        while (true) {
+            const auto seen = signal_.Generation();
+            if (listener.closing()) {
+                throw Error{ErrorCode::kClosed, "topic " + topic.name() + ": the client is closed"};
+            }
+            const Side primary = topic.Primary();
+            const auto first = listener.State(primary);
+            const auto second = listener.State(Other(primary));
+            const bool active = Active(first);
+            const auto now = backend::Clock::now();
+            if (first && first->phase == backend::ConsumerState::Phase::kRefused)
+                throw runtime::Detached(*first->error);
+            if (active && (!Starting(second) || now >= second_deadline)) return;
+            if (now >= deadline) throw NotActive(topic, first);
+            signal_.WaitChange(seen, active ? second_deadline : deadline);
+        }
+    }
+
+    static bool Active(const std::optional<backend::ConsumerState>& state) {
+        return state && state->phase == backend::ConsumerState::Phase::kActive;
+    }
+
+    static bool Starting(const std::optional<backend::ConsumerState>& state) {
+        return state && state->phase == backend::ConsumerState::Phase::kStarting;
+    }
+
+    [[nodiscard]] Error NotActive(const migration::Topic& topic,
+                                  const std::optional<backend::ConsumerState>& state) const {
+        if (state && state->error != nullptr) return runtime::Detached(*state->error);
+        return Error{ErrorCode::kTimeout, "topic " + topic.name() +
+                                              ": the broker has not accepted the subscription within " +
+                                              migration::InWords(shared_.config.subscribe_timeout)};
+    }
+
+    // ---- config; all with config_mutex_ held
+
+    [[nodiscard]] std::vector<ConfigProblem> WhyNot(const Config& config) const {
+        std::vector<ConfigProblem> problems;
+        WhyNotClient(config.client, problems);
+        for (const auto& [name, link] : links_) {
+            const auto broker = config.brokers.find(name);
+            if (broker == config.brokers.end() || !link->InUse()) continue;
+            const BrokerConfig running = link->config();
+            const std::string path = KeyPath("brokers", name);
+            constexpr std::string_view kInUse =
+                " cannot change while the client uses the broker; restart the service, or add a broker "
+                "under another name";
+            if (running.url != broker->second.url) {
+                problems.push_back({.key = path + ".url", .text = "the URL" + std::string{kInUse}});
+            }
+            if (running.options != broker->second.options) {
+                problems.push_back(
+                    {.key = path + ".options", .text = "the options" + std::string{kInUse}});
+            }
+        }
+        for (const auto& [name, topic] : topics_) {
+            const auto wanted = config.topics.find(name);
+            const std::string path = KeyPath("topics", name);
+            if (wanted != config.topics.end()) {
+                if (auto why = topic->WhyNot(wanted->second))
+                    problems.push_back({path, std::move(*why)});
+            } else if (topic->HasListeners()) {
+                problems.push_back({path, "is gone, but the service is subscribed to it"});
+            }
+        }
+        return problems;
+    }
+
+    void WhyNotClient(const ClientConfig& wanted, std::vector<ConfigProblem>& problems) const {
+        const ClientConfig& running = shared_.config;
+        const auto check = [&](std::string_view key, bool same) {
+            if (same) return;
+            problems.push_back({.key = KeyPath("client", key),
+                                .text = "cannot change while the client runs; restart the service"});
+        };
+        check("group", wanted.group == running.group);
+        check("send_timeout", wanted.send_timeout == running.send_timeout);
+        check("subscribe_timeout", wanted.subscribe_timeout == running.subscribe_timeout);
+        check("max_in_flight_bytes", wanted.max_in_flight_bytes == running.max_in_flight_bytes);
+        check("prefetch", wanted.prefetch == running.prefetch);
+        check("handler_threads", wanted.handler_threads == running.handler_threads);
+    }
+
+    void Apply(const Config& config) {
+        for (const auto& [name, broker] : config.brokers) {
+            const auto [link, added] = links_.try_emplace(name);
+            if (added) {
+                link->second = std::make_unique<runtime::BrokerLink>(name, broker, shared_);
+            } else {
+                link->second->Configure(broker);
+            }
+        }
+        const migration::FindLink find_link =
+            [this](const std::string& broker) -> runtime::BrokerLink& { return *links_.at(broker); };
+        auto table = std::make_unique<TopicTable>();
+        for (const auto& [name, wanted] : config.topics) {
+            const auto [topic, added] = topics_.try_emplace(name);
+            if (added) {
+                topic->second =
+                    std::make_unique<migration::Topic>(name, wanted, find_link, shared_, signal_);
+                walker_.Add(*topic->second);
+            } else {
+                topic->second->Configure(wanted, find_link);
+            }
+            table->emplace(name, topic->second.get());
+        }
+        if (!tables_.empty() && *tables_.back() == *table) return;
+        table_.store(table.get(), std::memory_order_release);
+        tables_.push_back(std::move(table));
+    }
+
+    void Follow(const std::filesystem::path& path, ConfigLoader load) {
+        // What was read first is applied first.
+        const std::lock_guard lock{follow_mutex_};
+        try {
+            Reload(load(path));
+            log_(LogLevel::kDebug, path.string() + " is applied");
+        } catch (const Error& error) {
+            if (error.code() == ErrorCode::kClosed) return;  // the client ends, and this with it
+            log_(LogLevel::kError, path.string() + " was not applied: " + error.what());
+        } catch (const std::exception& error) {
+            log_(LogLevel::kError, path.string() + " was not applied: " + error.what());
+        }
+    }
+
+    // ---- closing
+
+    // Call with config_mutex_ held.
+    void ThrowIfClosed() const {
+        if (closing_ != Closing::kNot) throw Error{ErrorCode::kClosed, "the client is closed"};
+    }
+
+    // False where that has begun before: it has then ended too, or the deadline passed, or the caller
+    // is in the middle of it, in the destructor of something that a handler owned.
+    bool BeginClosing(backend::Clock::time_point deadline) {
+        std::unique_lock lock{config_mutex_};
+        if (closing_ == Closing::kNot) {
+            closing_ = Closing::kBegun;
+            closer_ = std::this_thread::get_id();
+            return true;
+        }
+        if (closer_ != std::this_thread::get_id()) {
+            closed_.wait_until(lock, deadline, [this] { return closing_ == Closing::kDone; });
+        }
+        return false;
+    }
+
+    void EndClosing() {
+        const std::lock_guard lock{config_mutex_};
+        closing_ = Closing::kDone;
+        closed_.notify_all();
+    }
+
+    void StopWatching() {
+        std::unique_ptr<FileWatcher> watcher;
+        const std::lock_guard lock{watch_mutex_};
+        watcher.swap(watcher_);
+    }
+
+    static void CloseListeners(const std::vector<migration::Topic*>& topics,
+                               backend::Clock::time_point deadline) {
+        std::vector<std::shared_ptr<migration::Listener>> listeners;
+        for (migration::Topic* const topic : topics) {
+            for (auto& listener : topic->TakeListeners()) listeners.push_back(std::move(listener));
+        }
+        // All stop before the first is waited for, so that the waits run side by side.
+        for (const auto& listener : listeners) {
+            for (const Side side : {Side::kOld, Side::kNew}) listener->StopTaking(side);
+        }
+        for (const auto& listener : listeners) listener->Close(deadline);
+    }
+
+    // Waits until no send is in flight. False where the deadline passed first.
+    bool AwaitEnd(const std::vector<migration::Topic*>& topics, backend::Clock::time_point deadline) {
+        for (migration::Topic* const topic : topics) topic->WatchInFlight(true);
+        const bool ended = AwaitNothingInFlight(topics, deadline);
+        for (migration::Topic* const topic : topics) topic->WatchInFlight(false);
+        return ended;
+    }
+
+    bool AwaitNothingInFlight(const std::vector<migration::Topic*>& topics,
+                              backend::Clock::time_point deadline) {
+        while (true) {
+            const auto seen = signal_.Generation();
+            std::uint64_t in_flight = 0;
+            for (const migration::Topic* const topic : topics) in_flight += topic->InFlight();
+            if (in_flight == 0) return true;
+            if (backend::Clock::now() >= deadline) return false;
+            signal_.WaitChange(seen, deadline);
+        }
+    }
+
+    [[nodiscard]] std::vector<migration::Topic*> Topics() const {
+        const std::lock_guard lock{config_mutex_};
+        std::vector<migration::Topic*> topics;
+        for (const auto& [name, topic] : topics_) topics.push_back(topic.get());
+        return topics;
+    }
+
+    [[nodiscard]] std::vector<runtime::BrokerLink*> Links() const {
+        const std::lock_guard lock{config_mutex_};
+        std::vector<runtime::BrokerLink*> links;
+        for (const auto& [name, link] : links_) links.push_back(link.get());
+        return links;
+    }
+
+    // The order of destruction, last to first: the walker uses topics, topics use links, links use the
+    // callback thread, and all of them use what stands at the top.
+    IdGenerator ids_;
+    const LogSink log_;
+    runtime::SendingPool sendings_;
+    runtime::Callbacks callbacks_{&runtime::RunCallbacks};
+    const runtime::Shared shared_;
+    Signal signal_;
+    runtime::WorkerPool pool_;
+
+    // Guards links_, topics_, tables_, closing_ and closer_; serialises Reload.
+    mutable std::mutex config_mutex_;
+    std::map<std::string, std::unique_ptr<runtime::BrokerLink>> links_;
+    std::map<std::string, std::unique_ptr<migration::Topic>> topics_;
+    // Senders read the newest table without a lock; earlier ones stay for those who still do. One is
+    // added only when the names of the topics change.
+    std::vector<std::unique_ptr<const TopicTable>> tables_;
+    std::atomic<const TopicTable*> table_{nullptr};
+    migration::Walker walker_{signal_};
+
+    Closing closing_ = Closing::kNot;
+    std::thread::id closer_;  // who closes
+    std::condition_variable closed_;
+
+    std::mutex follow_mutex_;  // serialises Follow
+    std::mutex watch_mutex_;   // guards watcher_; serialises Watch
+    std::unique_ptr<FileWatcher> watcher_;
+};
+
+}  // namespace mq::detail
