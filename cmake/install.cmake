@@ -3,6 +3,7 @@
 include(CMakePackageConfigHelpers)
 
 set(mq_package_dir "${CMAKE_INSTALL_LIBDIR}/cmake/mq")
+set(mq_kit_dir "${CMAKE_INSTALL_DATADIR}/mq/tests")
 
 install(DIRECTORY include/mq DESTINATION "${CMAKE_INSTALL_INCLUDEDIR}" FILES_MATCHING PATTERN "*.hpp")
 
@@ -15,7 +16,7 @@ foreach(component IN LISTS MQ_ALL_COMPONENTS)
 endforeach()
 
 configure_package_config_file(cmake/mqConfig.cmake.in "${CMAKE_CURRENT_BINARY_DIR}/mqConfig.cmake"
-    INSTALL_DESTINATION "${mq_package_dir}" NO_SET_AND_CHECK_MACRO)
+    INSTALL_DESTINATION "${mq_package_dir}" PATH_VARS mq_kit_dir NO_SET_AND_CHECK_MACRO)
 write_basic_package_version_file("${CMAKE_CURRENT_BINARY_DIR}/mqConfigVersion.cmake"
     COMPATIBILITY SameMinorVersion ARCH_INDEPENDENT)
 
@@ -25,3 +26,10 @@ install(FILES
     cmake/components.cmake
     DESTINATION "${mq_package_dir}")
 install(DIRECTORY cmake/find DESTINATION "${mq_package_dir}")
+
+# The tests that an adapter is held to, as sources.
+install(DIRECTORY tests/conformance DESTINATION "${mq_kit_dir}"
+    FILES_MATCHING PATTERN "*.hpp" PATTERN "*_cases.cpp" PATTERN "kit.cmake")
+install(FILES tests/support/audit.hpp tests/support/backend_fakes.hpp tests/support/catch.hpp
+    tests/support/collector.hpp tests/support/main.cpp tests/support/wait.hpp
+    DESTINATION "${mq_kit_dir}/support")

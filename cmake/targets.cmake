@@ -1,4 +1,4 @@
-# The targets mq::mq, mq::toml, mq::rabbitmq, mq::kafka and mq::activemq. A component's target exists whether or not
+# The targets mq::mq, and mq::COMPONENT for each component. A component's target exists whether or not
 # its dependency was looked for: it names the dependency, and whoever links it must have found that.
 include(GNUInstallDirs)
 

@@ -1,7 +1,6 @@
 /// @file cases.hpp
 /// The cases of the conformance suite, each a sentence about what every broker does for business code.
-/// They are defined in the *_cases.cpp beside this header, which belong to every test program that
-/// registers the suite.
+/// They are defined in the *_cases.cpp beside this header, which mq::conformance is made of.
 #pragma once
 
 #include "target.hpp"
@@ -62,9 +61,31 @@ void HandlersSend(Target& target);
 void AHandlerClosesItsOwnSubscription(Target& target);
 void ASendCallbackClosesASubscription(Target& target);
 
+// What goes wrong
+void ABrokerThatIsRestartedTwiceLosesNothing(Target& target);
+void ALostConfirmLosesNoMessage(Target& target);
+
 // What a client costs
 void ThreadsAndSocketsDoNotGrowWithTopics(Target& target);
 void AnIdleClientUsesNoTime(Target& target);
 void MemoryStaysLevel(Target& target);
+
+/// A topic between the target's broker and one in memory.
+enum class Pair {
+    kToMemory,    ///< The target's is the old one.
+    kFromMemory,  ///< The target's is the new one.
+};
+
+/// One case of a pair; asserts by Catch2.
+using PairCase = void (*)(Target& target, Pair pair);
+
+// The walk of a topic between two brokers, each up and down the ladder
+void ATopicWalksUp(Target& target, Pair pair);
+void ATopicWalksDown(Target& target, Pair pair);
+void ATopicJumpsUpAndDown(Target& target, Pair pair);
+void ATopicWalksBackAndForth(Target& target, Pair pair);
+void PublishingStaysUntilEveryGroupListens(Target& target, Pair pair);
+void ASideIsNotLeftWhileAMessageIsUnsettled(Target& target, Pair pair);
+void TheOrderOfAKeyIsKeptAcrossTheChange(Target& target, Pair pair);
 
 }  // namespace mq::conformance

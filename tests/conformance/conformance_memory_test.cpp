@@ -25,11 +25,25 @@ public:
         return mq::BrokerConfig{.url = kUrl, .options = {{"declare", "false"}}};
     }
 
+    bool Stop() override {
+        broker_.Stop();
+        return true;
+    }
+    void Start() override { broker_.Start(); }
+    bool LoseConfirm() override {
+        broker_.LoseConfirms(1);
+        return true;
+    }
+
 private:
     static constexpr const char* kUrl = "memory://conformance";
+
+    mq::memory::Broker& broker_ = mq::memory::Broker::Find("conformance");
 };
 
-const bool kRegistered = mq::conformance::RegisterSuite<MemoryTarget>("memory", "[memory]");
+// The migration tests walk between two brokers in memory.
+const bool kRegistered =
+    mq::conformance::RegisterSuite<MemoryTarget>("memory", "[memory]", {.pairs = false});
 
 /// A broker that nothing else uses, and a client of it with a short deadline for sends.
 struct Lossy {

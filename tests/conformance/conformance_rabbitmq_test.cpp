@@ -51,7 +51,8 @@ public:
 
 const bool kRegistered = [] {
     using namespace mq::conformance;
-    RegisterSuite<RabbitTarget>("rabbitmq", "[rabbitmq]");
+    // The migration tests walk between all kinds, and the restart tests have brokers to kill.
+    RegisterSuite<RabbitTarget>("rabbitmq", "[rabbitmq]", {.pairs = false});
     const auto add = [](auto register_case, const char* name) {
         register_case(std::string{"rabbitmq, quorum queues: "} + name, "[conformance][rabbitmq]");
     };

@@ -2,6 +2,7 @@
 /// Conformance cases on what a client costs: threads and sockets that do not grow with topics, no time
 /// while nothing happens, and memory that stays level.
 #include "../support/catch.hpp"
+#include "../support/wait.hpp"
 #include "cases.hpp"
 #include "target.hpp"
 
@@ -115,6 +116,9 @@ void AnIdleClientUsesNoTime(Target& target) {
     if (kSanitized) return test::SkipCase("under a sanitizer, time is not what it was");
     constexpr std::chrono::seconds kIdle{2};
     constexpr std::chrono::milliseconds kBearable{30};
+    // The measure is the least of several looks. A loaded machine makes the same wake-ups dearer for a
+    // while; a client that polls or spins does so in every look.
+    constexpr std::size_t kLooks = 5;
     test::Collector received;
     World world{target};
     world.AddTopic("invoices");
@@ -126,11 +130,15 @@ void AnIdleClientUsesNoTime(Target& target) {
     REQUIRE(received.WaitForCount(2));
     // What the messages have left to do, such as a commit, happens in the first look.
     REQUIRE_FALSE(received.WaitForCount(3, kIdle));
-    const auto before = ProcessTime();
-    REQUIRE_FALSE(received.WaitForCount(3, kIdle));
-    const auto used = std::chrono::duration_cast<std::chrono::microseconds>(ProcessTime() - before);
-    INFO("used " << used.count() << " microseconds in two seconds");
-    CHECK(used < kBearable);
+    auto least = std::chrono::microseconds::max();
+    for (std::size_t look = 0; look < kLooks && least >= kBearable; ++look) {
+        const auto before = ProcessTime();
+        REQUIRE_FALSE(received.WaitForCount(3, kIdle));
+        const auto used = std::chrono::duration_cast<std::chrono::microseconds>(ProcessTime() - before);
+        UNSCOPED_INFO("used " << used.count() << " microseconds in two seconds");
+        least = std::min(least, used);
+    }
+    CHECK(least < kBearable);
 }
 
 namespace {
@@ -159,8 +167,12 @@ void MemoryStaysLevel(Target& target) {
     constexpr std::size_t kWindows = 4;
     constexpr std::size_t kBearable = 1u << 20u;
     test::Counter received;
+    test::Counter ended;
     test::SendLog failures;
     World world{target};
+    // A broker that syncs its disk for each message takes its time for a round, and longer where others
+    // use the disk: it has it as long as it goes on.
+    world.config.client.send_timeout = std::chrono::minutes{10};
     Client& client = world.NewClient();
     const Subscription subscription =
         client.RecvMsg(world.topic, [&](const Message&) { received.Add(); }, {.concurrency = 2});
@@ -171,10 +183,12 @@ void MemoryStaysLevel(Target& target) {
                            Message{.body = std::string(200, 'x'), .key = std::to_string(i)},
                            [&](const SendResult& result) {
                                if (!result.ok()) failures.Add(result);
+                               ended.Add();
                            });
         }
         sent += kRound;
-        return client.Flush(test::kPatience) && received.WaitFor(sent, test::kPatience);
+        return test::EventuallyReaches([&] { return ended.Value(); }, sent) &&
+               test::EventuallyReaches([&] { return received.Value(); }, sent);
     };
     // What is kept for later use, such as sendings for the next sends, takes a while to reach its
     // bound; what is lost with each message grows for ever.

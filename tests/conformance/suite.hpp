@@ -1,8 +1,14 @@
 /// @file suite.hpp
-/// The conformance suite: one set of cases that every adapter is held to. An adapter's test program
-/// derives a Target and registers the suite for it; each case then is a test case of its own, named
-/// after the broker and tagged with [conformance] and what the registration adds. The program is linked
-/// with the *_cases.cpp of this folder.
+/// The conformance suite: one set of cases that every adapter is held to. Whoever writes an adapter
+/// derives a Target, registers the suite for it, and links mq::conformance, which has the cases and a
+/// main. Each case then is a test case of its own, named after the broker and tagged:
+///
+/// | tag             | cases                                                                      |
+/// |-----------------|----------------------------------------------------------------------------|
+/// | `[conformance]` | all of them, with the tags that the registration adds                      |
+/// | `[faults]`      | a broker that goes away, confirms that are lost, where the Target can      |
+/// | `[resources]`   | threads, sockets, time and memory; slow                                    |
+/// | `[pair]`        | a topic that moves between this broker and one in memory, both ways; slow  |
 ///
 ///     class MyTarget final : public mq::conformance::Target { … };
 ///     const bool kRegistered = mq::conformance::RegisterSuite<MyTarget>("mybroker", "[mybroker]");
@@ -38,10 +44,52 @@ void RegisterCase(const std::string& name, const std::string& tags) {
     REGISTER_TEST_CASE((&RunCase<T, kCase>), name, tags);
 }
 
-/// Registers every case for a target. Called once a program, before main begins or from it.
+/// A case of a pair, as one of the target.
+template <PairCase kCase, Pair kPair>
+void OfPair(Target& target) {
+    kCase(target, kPair);
+}
+
+/// Registers one case for both pairs of a target and a broker in memory.
+template <typename T, PairCase kCase>
+void RegisterPairCase(const std::string& broker, const std::string& name, const std::string& tags) {
+    RegisterCase<T, OfPair<kCase, Pair::kToMemory>>(broker + " to memory: " + name, tags);
+    RegisterCase<T, OfPair<kCase, Pair::kFromMemory>>("memory to " + broker + ": " + name, tags);
+}
+
+/// Registers the cases of a topic that moves between a target and a broker in memory.
 template <typename T>
-bool RegisterSuite(const std::string& broker, const std::string& tags) {
+void RegisterPairs(const std::string& broker, const std::string& tags) {
+    const std::string all = "[conformance][pair]" + tags;
+    RegisterPairCase<T, ATopicWalksUp>(broker, "nothing is lost or reordered, rung by rung up", all);
+    RegisterPairCase<T, ATopicWalksDown>(broker, "nothing is lost or reordered, rung by rung down",
+                                         all);
+    RegisterPairCase<T, ATopicJumpsUpAndDown>(broker, "nothing is lost in one jump up and one down",
+                                              all);
+    RegisterPairCase<T, ATopicWalksBackAndForth>(broker, "nothing is lost or reordered, back and forth",
+                                                 all);
+    RegisterPairCase<T, PublishingStaysUntilEveryGroupListens>(
+        broker, "publishing stays until every group listens", all);
+    RegisterPairCase<T, ASideIsNotLeftWhileAMessageIsUnsettled>(
+        broker, "a side is not left while a message is unsettled", all);
+    RegisterPairCase<T, TheOrderOfAKeyIsKeptAcrossTheChange>(
+        broker, "the order of a key is kept across the change", all);
+}
+
+/// What belongs to a suite.
+struct SuiteOptions {
+    /// Whether the pairs with memory do. False where another program walks the same pairs, as the
+    /// migration tests do for the kinds of broker that come with the library.
+    bool pairs = true;
+};
+
+/// Registers every case for a target. Called once a program for each, before main begins or from it.
+/// @param broker What the names of the cases begin with.
+/// @param tags Further tags of Catch2 for each case, such as "[mybroker]".
+template <typename T>
+bool RegisterSuite(const std::string& broker, const std::string& tags, SuiteOptions options = {}) {
     const std::string all = "[conformance]" + tags;
+    const std::string faults = all + "[faults]";
     const std::string slow = all + "[resources]";
     const auto name = [&](const char* text) { return broker + ": " + text; };
 
@@ -107,10 +155,16 @@ bool RegisterSuite(const std::string& broker, const std::string& tags) {
     RegisterCase<T, ASendCallbackClosesASubscription>(name("a send callback closes a subscription"),
                                                       all);
 
+    RegisterCase<T, ABrokerThatIsRestartedTwiceLosesNothing>(
+        name("a broker that is restarted twice loses nothing"), faults);
+    RegisterCase<T, ALostConfirmLosesNoMessage>(name("a lost confirm loses no message"), faults);
+
     RegisterCase<T, ThreadsAndSocketsDoNotGrowWithTopics>(
         name("threads and sockets do not grow with topics"), slow);
     RegisterCase<T, AnIdleClientUsesNoTime>(name("an idle client uses no time"), slow);
     RegisterCase<T, MemoryStaysLevel>(name("memory stays level under steady traffic"), slow);
+
+    if (options.pairs) RegisterPairs<T>(broker, tags);
     return true;
 }
 

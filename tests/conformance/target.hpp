@@ -36,6 +36,9 @@ struct Traits {
     bool repeats_header_names = true;
     /// The broker runs within this process, so that the process's memory and threads are its own too.
     bool lives_in_process = false;
+    /// Messages a second that it takes from each of two producers, and hands to each of two groups,
+    /// with ease. The cases under steady traffic send at this rate.
+    unsigned rate = 300;
 };
 
 /// A kind of broker under test. Made once for each test program, at its first case.
@@ -60,6 +63,17 @@ public:
 
     /// A physical name that no other case uses.
     [[nodiscard]] virtual std::string FreshAddress() { return test::UniqueId("conformance"); }
+
+    /// Takes the broker of Broker() away, as a crash does, with all of its connections; it keeps what
+    /// it has confirmed. False where this target cannot: the case is then skipped.
+    virtual bool Stop() { return false; }
+
+    /// After Stop: brings it back under the same URL.
+    virtual void Start() {}
+
+    /// Sees to it that the broker takes the next message that is sent, and that its confirm is lost,
+    /// with the connection or without. False where this target cannot: the case is then skipped.
+    virtual bool LoseConfirm() { return false; }
 };
 
 /// One case's part of the broker: topics of its own under addresses of its own, a group of its own, and

@@ -49,9 +49,6 @@ void Listen(Service& service, Gate& gate) {
         kTopic, [&gate](const Message& message) { gate.Pass(message); }, {.group = "billing"});
 }
 
-// What no rung needs may not cost time either.
-constexpr std::chrono::seconds kPrompt{5};
-
 TEST_CASE("A broker that the rung does not need may be down", "[availability]") {
     const Direction way{GENERATE(true, false)};
     const BrokerKind kind =
@@ -65,8 +62,9 @@ TEST_CASE("A broker that the rung does not need may be down", "[availability]") 
     for (int i = 0; i < 10; ++i) service.client->SendMsg(kTopic, "works");
     CHECK(gate.WaitPassed(10));
     CHECK(service.Status().waiting_for.empty());
-    CHECK(service.client->Flush(kPrompt));
-    service.client->Close(kPrompt);
+    CHECK(service.client->Flush(kPatience));
+    service.client->Close(kPatience);
+    // What no rung needs may not cost time either.
     CHECK(mq::backend::Clock::now() - begin < kPrompt);
 }
 
@@ -91,8 +89,8 @@ TEST_CASE(
     service.client->SendMsg(kTopic, "still works");
     CHECK(gate.WaitPassed(11));
     const auto begin = mq::backend::Clock::now();
-    service.client->Close(kPrompt);
-    CHECK(mq::backend::Clock::now() - begin < kPrompt + 5s);
+    service.client->Close(kPatience);
+    CHECK(mq::backend::Clock::now() - begin < kPrompt);
 }
 
 TEST_CASE("A walk that waits for a broker goes on by itself when the broker is there",
@@ -176,13 +174,14 @@ TEST_CASE("With failover a topic on both sides survives the loss of either broke
     test.producer.client->SendMsg(
         kTopic, "pipelined", [&](const mq::SendResult& result) { pipelined.set_value(result.ok()); });
     CHECK(pipelined.get_future().get());
-    CHECK(mq::backend::Clock::now() - begin < 10s);  // no send has waited for its timeout
+    CHECK(mq::backend::Clock::now() - begin < kPrompt);  // no send has waited for its timeout
     CHECK(test.gate.WaitPassed(3));
     CHECK(spare.Messages(test.scene.address).size() == 2);
-    CHECK(test.producer.client->Flush(kPrompt));
+    CHECK(test.producer.client->Flush(kPatience));
     const mq::TopicStatus status = test.producer.Status();
     CHECK(status.old_side.in_flight + status.new_side.in_flight == 0);
-    CHECK(status.old_side.failed + status.new_side.failed == 1);
+    // What went another way has not failed.
+    CHECK(status.old_side.failed + status.new_side.failed == 0);
     used.Start();
     test.producer.client->SendMsg(kTopic, "after");
     CHECK(test.gate.WaitPassed(4));

@@ -5,20 +5,16 @@
 
 #include "../support/broker_process.hpp"
 #include "../support/wait.hpp"
-#include <mq/backends/memory.hpp>
 
 #include <arpa/inet.h>
 #include <netinet/in.h>
 #include <sys/socket.h>
 #include <unistd.h>
 
-#include <array>
 #include <fstream>
-#include <map>
 #include <optional>
 #include <string>
 #include <string_view>
-#include <utility>
 
 namespace mq::test {
 
@@ -72,11 +68,6 @@ inline std::optional<std::string> UrlOf(BrokerKind kind) {
     std::ifstream file{*folder + "/url"};
     if (!std::getline(file, url)) return std::nullopt;
     return url;
-}
-
-/// The broker behind a memory:// URL.
-inline memory::Broker& BrokerAt(const std::string& url) {
-    return memory::Broker::Find(url.substr(std::string_view{"memory://"}.size()));
 }
 
 /// A port of the loopback interface that nothing listens on, and nothing can as long as this lives.

@@ -15,6 +15,9 @@
 
 namespace mq::test {
 
+// The conformance suite, a part of which these tests are linked with, has a Gate of its own.
+inline namespace handlers {
+
 /// Where handlers wait, and what has passed. Thread-safe.
 class Gate {
 public:
@@ -108,5 +111,7 @@ public:
 private:
     Gate& gate_;
 };
+
+}  // namespace handlers
 
 }  // namespace mq::test

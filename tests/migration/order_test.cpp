@@ -1,18 +1,16 @@
 /// @file order_test.cpp
 /// The order of a key across the change of broker, and what it costs the senders: nothing without
 /// `order = "key"`, a short wait with it.
+#include "../bench/send_stopwatch.hpp"
 #include "../support/catch.hpp"
 #include "direction.hpp"
 #include "gate.hpp"
 
-#include <algorithm>
-#include <atomic>
+#include <array>
 #include <chrono>
-#include <condition_variable>
+#include <cstddef>
 #include <future>
-#include <mutex>
 #include <string>
-#include <thread>
 #include <vector>
 
 namespace {
@@ -112,13 +110,13 @@ TEST_CASE("A walk turns round only when what is on its way keeps its place", "[o
     REQUIRE(quick.Reaches(way.moved()));
     producer.SetPolicy(way.moved());
     REQUIRE(producer.Reaches(way.moved()));
-    way.Far(scene).DelayDeliveries(500ms);
+    way.Far(scene).DelayDeliveries(2s);
     Send(producer, "2");
     REQUIRE(way.FarSide(quick).held == 0);
 
     // Nothing is held yet, and the second message is on its way while the first is being handled.
     quick.SetPolicy(way.both());
-    CHECK(Stays([&] { return gate.Passed().empty(); }, 1s));
+    CHECK(Stays([&] { return gate.Passed().empty(); }, 2500ms));
     slow_gate.Open();
     REQUIRE(gate.WaitPassed(1));
     CHECK(slow_gate.Passed() == std::vector<std::string>{"1"});
@@ -171,7 +169,7 @@ TEST_CASE("An ordered move waits for the last confirm, and sends in between wait
 }
 
 TEST_CASE("A lost confirm delays an ordered move no longer than the send's deadline", "[order]") {
-    const Scene scene{.order = Order::kKey, .quiet = 50ms, .groups = {"billing"}, .send_timeout = 1s};
+    const Scene scene{.order = Order::kKey, .quiet = 50ms, .groups = {"billing"}, .send_timeout = 3s};
     std::promise<mq::SendResult> lost;
     Gate gate{true};
     Service producer{scene, Policy::kDualSubscribe};
@@ -191,48 +189,11 @@ TEST_CASE("A lost confirm delays an ordered move no longer than the send's deadl
     CHECK(gate.WaitPassed(2));
 }
 
-// Sends at full speed with pipelined confirms, and keeps the longest time that one call took.
-class Stopwatch {
-public:
-    Stopwatch(mq::Client& client, Audit& audit, std::size_t producer)
-        : thread_([this, &client, &audit, producer] { Run(client, audit, producer); }) {}
-    Stopwatch(const Stopwatch&) = delete;
-    Stopwatch& operator=(const Stopwatch&) = delete;
-    ~Stopwatch() { Stop(); }
-
-    void Stop() {
-        stop_ = true;
-        if (thread_.joinable()) thread_.join();
-    }
-
-    [[nodiscard]] std::chrono::microseconds longest() const { return longest_; }
-
-private:
-    void Run(mq::Client& client, Audit& audit, std::size_t producer) {
-        constexpr auto kPace = 200us;  // 5,000 a second for each of two senders
-        std::mutex mutex;
-        std::condition_variable never;
-        std::unique_lock lock{mutex};
-        for (auto next = mq::backend::Clock::now(); !stop_; next += kPace) {
-            never.wait_until(lock, next);
-            Message message = audit.Make(producer);
-            const auto begin = mq::backend::Clock::now();
-            client.SendMsg(kTopic, std::move(message),
-                           [&audit](const mq::SendResult& result) { audit.Ended(result); });
-            longest_ = std::max(longest_, std::chrono::duration_cast<std::chrono::microseconds>(
-                                              mq::backend::Clock::now() - begin));
-        }
-    }
-
-    std::atomic<bool> stop_{false};
-    std::chrono::microseconds longest_{0};  // the thread's; read after Stop
-    std::thread thread_;                    // last: it uses all of the above
-};
-
 TEST_CASE("Without an order to keep no send waits for a change of policy", "[order]") {
     // The brokers take two seconds to confirm: a send that waited for confirms would show it.
     constexpr auto kConfirm = 2s;
-    constexpr auto kBound = 1s;  // generous: the machine may do other things
+    constexpr unsigned kRate = 5'000;  // a second, of each of two senders
+    constexpr int kMeasurements = 5;
     const Scene scene{.quiet = 20ms, .groups = {"billing"}};
     Audit audit{{"billing"}, 0};
     Service producer{scene, Policy::kDualSubscribe};
@@ -243,19 +204,28 @@ TEST_CASE("Without an order to keep no send waits for a change of policy", "[ord
     scene.OldBroker().SetConfirmDelay(kConfirm);
     scene.NewBroker().SetConfirmDelay(kConfirm);
     {
-        Stopwatch one{*producer.client, audit, 0};
-        Stopwatch two{*producer.client, audit, 1};
-        for (const Policy policy : {Policy::kNewPublish, Policy::kDualSubscribe, Policy::kNewPublish}) {
-            REQUIRE(audit.WaitProcessed(1000));
-            producer.SetPolicy(policy);
-            REQUIRE(producer.Reaches(policy));
-        }
+        const auto ended = [&audit](const mq::SendResult& result) { audit.Ended(result); };
+        const auto make = [&audit](std::size_t number) {
+            return [&audit, number] { return audit.Make(number); };
+        };
+        SendStopwatch one{*producer.client, kTopic, kRate, make(0), ended};
+        SendStopwatch two{*producer.client, kTopic, kRate, make(1), ended};
         REQUIRE(audit.WaitProcessed(1000));
-        one.Stop();
-        two.Stop();
-        INFO("the longest calls took " << one.longest().count() << " and " << two.longest().count()
-                                       << " microseconds");
-        CHECK(std::max(one.longest(), two.longest()) < kBound);
+        ChangeCost up;
+        ChangeCost down;
+        for (int i = 0; i < kMeasurements; ++i) {
+            const auto change_to = [&](Policy policy) {
+                return MeasureChange(std::array{&one, &two}, [&] {
+                    producer.SetPolicy(policy);
+                    REQUIRE(producer.Reaches(policy));
+                });
+            };
+            up.Add(change_to(Policy::kNewPublish));
+            down.Add(change_to(Policy::kDualSubscribe));
+        }
+        INFO("up: " << up << "; down: " << down);
+        CHECK(up.with <= up.Bound());
+        CHECK(down.with <= down.Bound());
     }
     scene.OldBroker().SetConfirmDelay(0ms);
     scene.NewBroker().SetConfirmDelay(0ms);

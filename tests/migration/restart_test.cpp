@@ -122,7 +122,7 @@ void StandsStill(BrokerKind kind) {
     CHECK_THROWS_AS(fleet.producers().front()->client->SendMsg(
                         kTopic, mq::Message{.body = "", .key = "", .id = "not in the books"}),
                     mq::Error);
-    CHECK(mq::backend::Clock::now() - begin < fleet.scene().send_timeout + 3s);
+    CHECK(mq::backend::Clock::now() - begin < fleet.scene().send_timeout + kPrompt);
     victim.Resume();
     CHECK(fleet.audit().WaitProcessed(200, kRecovery));
     const bool complete = fleet.Settle(kRecovery);

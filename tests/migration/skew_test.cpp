@@ -43,19 +43,22 @@ const std::array kSkews{
          }},
 };
 
-// A step of the first ones may have to wait for the others (who alone can listen, or drain): they get
-// the chance to complete it, and traffic flows in the mixture either way.
+// What the first ones are ahead of, they can reach alone: nothing on a neighbouring rung is missing.
 void Step(Fleet& fleet, const Skew& skew, Policy rung) {
     INFO("to " << mq::ToString(rung));
     const auto first = skew.first(fleet.producers(), fleet.consumers());
     for (const Service* const service : first) service->SetPolicy(rung);
-    Eventually(
+    const bool ahead = Eventually(
         [&] {
             bool there = true;
             for (const Service* const service : first) there = there && service->At(rung);
             return there;
         },
-        std::chrono::seconds{2});
+        kRungPatience);
+    {
+        INFO(fleet.Describe());
+        CHECK(ahead);
+    }
     CHECK(fleet.audit().WaitProcessed(200));
     const bool reached = fleet.WalkTo(rung);
     INFO(fleet.Describe());

@@ -1,0 +1,373 @@
+/// @file topic_guard_test.cpp
+/// The guards of a walk where a real broker would have to be very quick, or very slow, to show that one
+/// of them is missing: how a side is left, and how publishing and subscriptions turn round.
+#include "../support/catch.hpp"
+#include "../support/collector.hpp"
+#include "scripted_backend.hpp"
+
+#include <atomic>
+#include <chrono>
+#include <string>
+#include <string_view>
+#include <vector>
+
+namespace {
+
+using namespace mq::test;
+using namespace std::chrono_literals;
+using mq::Order;
+using mq::Policy;
+using mq::backend::Clock;
+
+// As long as no test waits for a quiet period to pass.
+constexpr std::chrono::milliseconds kForEver = 60s;
+// The same as in topic.hpp, with kFollow.
+constexpr std::chrono::seconds kTurn{5};
+constexpr std::chrono::seconds kFollow{1};
+
+// Asks for a rung, and says what the walk waits for first; "reached" where it waits for nothing.
+std::string FirstReason(const Service& service, Policy rung) {
+    std::string reason;
+    service.SetPolicy(rung);
+    CHECK(Eventually([&] {
+        const mq::TopicStatus status = service.Status();
+        reason = status.stage == rung ? "reached" : status.waiting_for;
+        return !reason.empty();
+    }));
+    return reason;
+}
+
+// Waits for that reason, as long as the service stays at the rung.
+bool WaitsAt(const Service& service, Policy rung, std::string_view reason) {
+    CHECK(Eventually([&] {
+        const mq::TopicStatus status = service.Status();
+        return status.stage != rung || Has(status.waiting_for, reason);
+    }));
+    return service.Status().stage == rung;
+}
+
+void SendPipelined(Service& service, const std::string& body, SendLog& sends) {
+    service.client->SendMsg(kTopic, body, sends.Callback());
+}
+
+// ---- leaving a side
+
+TEST_CASE("A side is not left while a send there is not confirmed", "[topic]") {
+    ScriptedScene brokers{Order::kNone, 10ms};
+    SendLog sends;
+    Handled handled;
+    Service service{brokers.scene, Policy::kDualSubscribe};
+    handled.Listen(service);
+    brokers.legacy.SetConfirming(Confirming::kKept);
+    SendPipelined(service, "1", sends);
+    service.SetPolicy(Policy::kNew);
+    REQUIRE(Eventually([&] { return service.Status().stage >= Policy::kNewPublish; }));
+    REQUIRE(WaitsAt(service, Policy::kNewPublish, "legacy to confirm 1 messages"));
+    CHECK(service.Status().old_side.subscribed);
+    CHECK(sends.Count() == 0);
+    brokers.legacy.ConfirmKept();
+    CHECK(service.Reaches(Policy::kNew));
+    CHECK(sends.WaitForCount(1));
+}
+
+TEST_CASE("What arrives between the look at a side and the stop is handled before the side is left",
+          "[topic]") {
+    ScriptedScene brokers{Order::kNone, 10ms};
+    Handled handled;
+    handled.Shut();
+    Service service{brokers.scene, Policy::kNewPublish};
+    handled.Listen(service);
+    brokers.legacy.OnNextStop([&] {
+        brokers.legacy.Deliver("late");
+        handled.WaitBegun(1);
+    });
+    service.SetPolicy(Policy::kNew);
+    CHECK(WaitsAt(service, Policy::kNewPublish,
+                  "handlers of group billing to settle what came from legacy"));
+    CHECK(service.Status().old_side.subscribed);
+    handled.Open();
+    REQUIRE(service.Reaches(Policy::kNew));
+    // Its handler was at work all the time: the side that was not left has not given it back.
+    CHECK(handled.Begun() == std::vector<std::string>{"late"});
+    CHECK(brokers.legacy.settled() == std::vector<std::string>{"late"});
+    CHECK(brokers.legacy.subscriptions() == 2);
+}
+
+TEST_CASE("A side that could not be left after all is taken from again", "[topic]") {
+    ScriptedScene brokers{Order::kNone, 10ms};
+    Handled handled;
+    handled.Shut();
+    Service service{brokers.scene, Policy::kNewPublish};
+    handled.Listen(service);
+    brokers.legacy.OnNextStop([&] {
+        brokers.legacy.Deliver("late");
+        handled.WaitBegun(1);
+    });
+    service.SetPolicy(Policy::kNew);
+    CHECK(WaitsAt(service, Policy::kNewPublish,
+                  "handlers of group billing to settle what came from legacy"));
+    service.SetPolicy(Policy::kNewPublish);
+    // The walk has come to rest: nothing but the end of the handler is to come.
+    REQUIRE(Eventually([&] { return service.Status().waiting_for.empty(); }));
+    handled.Open();
+    REQUIRE(handled.WaitDone(1));
+    CHECK(Eventually([&] { return brokers.legacy.subscriptions() == 2; }, kPrompt));
+    brokers.legacy.Deliver("after");
+    CHECK(handled.WaitDone(2));
+    CHECK(handled.Begun() == std::vector<std::string>{"late", "after"});
+}
+
+TEST_CASE("A side is looked at once more when nothing is taken from it any more", "[topic]") {
+    ScriptedScene brokers{Order::kNone, 300ms};
+    Handled handled;
+    std::atomic<bool> came{false};
+    Moment seen;
+    Moment stopped;
+    Service service{brokers.scene, Policy::kNewPublish};
+    handled.Listen(service);
+    brokers.legacy.OnNextStop([&] { came = true; });
+    brokers.legacy.OnBacklog([&](Clock::time_point) {
+        if (!came.exchange(false)) return Drained();
+        brokers.legacy.OnNextStop([&] { stopped.Note(); });
+        seen.Note();
+        return NotDrained();
+    });
+    service.SetPolicy(Policy::kNew);
+    REQUIRE(service.Reaches(Policy::kNew));
+    CHECK(brokers.legacy.subscriptions() == 2);
+    // And from that look on it has to be quiet once more.
+    CHECK(stopped.at() - seen.at() >= brokers.scene.quiet);
+}
+
+TEST_CASE("The quiet period begins when a side is drained, whether or not anything arrives here",
+          "[topic]") {
+    ScriptedScene brokers{Order::kNone, 300ms};
+    Handled handled;
+    NotYet not_yet{3 * brokers.scene.quiet};
+    Moment stopped;
+    Service service{brokers.scene, Policy::kNewPublish};
+    handled.Listen(service);
+    brokers.legacy.OnBacklog([&](Clock::time_point) { return not_yet.Or(Drained()); });
+    brokers.legacy.OnNextStop([&] { stopped.Note(); });
+    service.SetPolicy(Policy::kNew);
+    REQUIRE(service.Reaches(Policy::kNew));
+    CHECK(stopped.at() - not_yet.last() >= brokers.scene.quiet);
+}
+
+TEST_CASE("A side whose broker does not say what is left there is not left", "[topic]") {
+    ScriptedScene brokers{Order::kNone, 10ms};
+    Handled handled;
+    Service service{brokers.scene, Policy::kNewPublish};
+    handled.Listen(service);
+    brokers.legacy.SetBacklog(BacklogUnknown());
+    CHECK(Has(FirstReason(service, Policy::kNew), "legacy to say what is left for group billing"));
+    brokers.legacy.SetBacklog(Drained());
+    CHECK(service.Reaches(Policy::kNew));
+}
+
+// ---- moving and turning
+
+TEST_CASE("Publishing does not move where the broker does not say who listens", "[topic]") {
+    ScriptedScene brokers{Order::kNone, 10ms};
+    Service service{brokers.scene, Policy::kDualSubscribe};
+    brokers.next.SetListening(ListeningUnknown());
+    CHECK(Has(FirstReason(service, Policy::kNewPublish), "group billing to listen on next"));
+    brokers.next.SetListening(Listens());
+    CHECK(service.Reaches(Policy::kNewPublish));
+}
+
+TEST_CASE("A walk turns round behind the side that it held only when that has been quiet", "[topic]") {
+    ScriptedScene brokers{Order::kKey, kForEver};
+    Handled handled;
+    Service service{brokers.scene, Policy::kNewPublish};
+    handled.Listen(service);
+    // What went to the new side may still be on its way, though nothing is left there.
+    brokers.legacy.SetBacklog(NotDrained());
+    CHECK(Has(FirstReason(service, Policy::kDualSubscribe), "no arrival on next for 60s"));
+    CHECK(service.Status().stage == Policy::kNewPublish);
+}
+
+TEST_CASE(
+    "A walk turns round where the other side has nothing left, as far as can be seen, only when "
+    "that has been quiet",
+    "[topic]") {
+    ScriptedScene brokers{Order::kKey, kForEver};
+    Handled handled;
+    Service service{brokers.scene, Policy::kNewPublish};
+    handled.Listen(service);
+    brokers.legacy.SetBacklog(DrainedAsFarAsSeen());
+    brokers.next.SetBacklog(NotDrained());
+    CHECK(Has(FirstReason(service, Policy::kDualSubscribe), "group billing to drain next"));
+    brokers.legacy.SetBacklog(Drained());
+    CHECK(service.WaitsFor("subscriptions everywhere to turn round first"));
+}
+
+TEST_CASE("Before a walk turns round the quiet period begins when the side is drained", "[topic]") {
+    ScriptedScene brokers{Order::kKey, 300ms};
+    Handled handled;
+    NotYet not_yet{3 * brokers.scene.quiet};
+    Service service{brokers.scene, Policy::kNewPublish};
+    handled.Listen(service);
+    brokers.legacy.SetBacklog(NotDrained());
+    brokers.next.OnBacklog([&](Clock::time_point) { return not_yet.Or(Drained()); });
+    service.SetPolicy(Policy::kDualSubscribe);
+    REQUIRE(service.WaitsFor("subscriptions everywhere to turn round first"));
+    CHECK(Clock::now() - not_yet.last() >= brokers.scene.quiet);
+}
+
+TEST_CASE("A walk that cannot turn round in order is patient, and then turns and says so", "[topic]") {
+    ScriptedScene brokers{Order::kKey, 10ms};
+    Handled handled;
+    Service service{brokers.scene, Policy::kNewPublish};
+    handled.Listen(service);
+    brokers.legacy.SetBacklog(NotDrained());
+    brokers.next.SetBacklog(NotDrained());
+    const auto begin = Clock::now();
+    service.SetPolicy(Policy::kDualSubscribe);
+    REQUIRE(service.log->WaitForLine("turned round without group billing to drain next"));
+    CHECK(Clock::now() - begin >= kTurn);
+    CHECK(service.Reaches(Policy::kDualSubscribe));
+    CHECK(Clock::now() - begin >= kTurn + kFollow);
+}
+
+TEST_CASE("In order, publishing turns back only when subscriptions everywhere have had time to",
+          "[topic]") {
+    ScriptedScene brokers{Order::kKey, 10ms};
+    Service service{brokers.scene, Policy::kNewPublish};
+    const auto begin = Clock::now();
+    CHECK(Has(FirstReason(service, Policy::kDualSubscribe),
+              "subscriptions everywhere to turn round first"));
+    CHECK(service.Reaches(Policy::kDualSubscribe));
+    CHECK(Clock::now() - begin >= kTurn + kFollow);
+}
+
+TEST_CASE("In order, publishing goes to the new side at once where nobody can have turned round",
+          "[topic]") {
+    ScriptedScene brokers{Order::kKey, 10ms};
+    const Service service{brokers.scene, Policy::kOld};
+    CHECK(FirstReason(service, Policy::kDualSubscribe) == "reached");
+    CHECK(FirstReason(service, Policy::kNewPublish) == "reached");
+}
+
+TEST_CASE("In order, the first move to the new side waits where the flag has been lowered before",
+          "[topic]") {
+    ScriptedScene brokers{Order::kKey, 10ms};
+    const Service service{brokers.scene, Policy::kOld};
+    REQUIRE(FirstReason(service, Policy::kDualSubscribe) == "reached");
+    REQUIRE(FirstReason(service, Policy::kOld) == "reached");
+    REQUIRE(FirstReason(service, Policy::kDualSubscribe) == "reached");
+    CHECK(
+        Has(FirstReason(service, Policy::kNewPublish), "subscriptions everywhere to turn round first"));
+}
+
+TEST_CASE("In order, the first move waits where the service has started in the middle of a walk",
+          "[topic]") {
+    ScriptedScene brokers{Order::kKey, 10ms};
+    const Service service{brokers.scene, Policy::kDualSubscribe};
+    CHECK(
+        Has(FirstReason(service, Policy::kNewPublish), "subscriptions everywhere to turn round first"));
+}
+
+TEST_CASE("In order, no step is made while a subscription does not know what came before it",
+          "[topic]") {
+    ScriptedScene brokers{Order::kKey, kForEver};
+    Handled handled;
+    brokers.next.SetBacklog(BacklogUnknown());
+    Service service{brokers.scene, Policy::kOld};
+    handled.Listen(service);
+    CHECK(Has(FirstReason(service, Policy::kDualSubscribe),
+              "group billing to learn whether older messages are left"));
+    brokers.next.SetBacklog(Drained());
+    CHECK(service.Reaches(Policy::kDualSubscribe));
+}
+
+TEST_CASE("A move of publishing that is not wanted any more lets sends go on where they were",
+          "[topic]") {
+    ScriptedScene brokers{Order::kKey, 10ms};
+    SendLog sends;
+    Service service{brokers.scene, Policy::kOld};
+    REQUIRE(FirstReason(service, Policy::kDualSubscribe) == "reached");
+    brokers.legacy.SetConfirming(Confirming::kKept);
+    SendPipelined(service, "1", sends);
+    REQUIRE(Has(FirstReason(service, Policy::kNewPublish),
+                "legacy to confirm 1 messages before the first goes to next"));
+    // Sends wait by now: this one goes on as soon as the move is called off.
+    service.SetPolicy(Policy::kDualSubscribe);
+    SendPipelined(service, "2", sends);
+    CHECK(brokers.legacy.published() == std::vector<std::string>{"1", "2"});
+    CHECK(brokers.next.published().empty());
+    brokers.legacy.ConfirmKept();
+    CHECK(sends.WaitForCount(2));
+    CHECK(sends.Failures().empty());
+}
+
+// ---- standing in
+
+TEST_CASE("On a new rung nothing fails over until it is seen who listens on the other side",
+          "[topic]") {
+    ScriptedScene brokers{Order::kNone, 10ms};
+    brokers.scene.failover = true;
+    std::atomic<bool> asked{false};
+    std::atomic<bool> unseen{false};
+    Service service{brokers.scene, Policy::kDualSubscribe};
+    REQUIRE(Eventually([&] { return service.Status().failover; }));
+    brokers.legacy.OnListening([&](Clock::time_point) {
+        const mq::TopicStatus status = service.Status();
+        if (status.stage == Policy::kNewPublish) {
+            unseen = unseen || status.failover;
+            asked = true;
+        }
+        return ListensNot();
+    });
+    service.SetPolicy(Policy::kNewPublish);
+    REQUIRE(Eventually([&] { return asked.load(); }));
+    CHECK_FALSE(unseen);
+    CHECK_FALSE(service.Status().failover);
+    brokers.legacy.SetListening(Listens());
+}
+
+TEST_CASE("Nothing fails over to a side of which it is not known who listens there", "[topic]") {
+    ScriptedScene brokers{Order::kNone, 10ms};
+    brokers.scene.failover = true;
+    brokers.next.SetListening(GENERATE(ListensNot(), ListeningUnknown()));
+    Service service{brokers.scene, Policy::kDualSubscribe};
+    REQUIRE(Eventually(
+        [&] { return service.Status().failover || brokers.next.listening_questions() >= 2; }));
+    CHECK_FALSE(service.Status().failover);
+    brokers.next.SetListening(Listens());
+    CHECK(Eventually([&] { return service.Status().failover; }));
+}
+
+// ---- looking back
+
+TEST_CASE("A client at rest goes back to the other side only for a group that has been there",
+          "[topic]") {
+    ScriptedScene brokers{Order::kNone, 10ms};
+    Handled handled;
+    mq::backend::Backlog backlog = NotDrained();
+    backlog.known = false;
+    brokers.next.SetBacklog(backlog);
+    Service service{brokers.scene, Policy::kOld};
+    handled.Listen(service);
+    const auto looked = [&] {
+        return brokers.next.subscriptions() > 0 || brokers.next.backlog_questions() >= 2;
+    };
+    REQUIRE(Eventually(looked));
+    CHECK(brokers.next.subscriptions() == 0);
+    brokers.next.SetBacklog(NotDrained());
+    CHECK(Eventually([&] { return brokers.next.subscriptions() == 1; }));
+}
+
+TEST_CASE("A client at rest does not go back to a side that does not say what is left", "[topic]") {
+    ScriptedScene brokers{Order::kNone, 10ms};
+    Handled handled;
+    brokers.next.SetBacklog(BacklogUnknown());
+    Service service{brokers.scene, Policy::kOld};
+    handled.Listen(service);
+    REQUIRE(Eventually(
+        [&] { return brokers.next.subscriptions() > 0 || brokers.next.backlog_questions() >= 2; }));
+    CHECK(brokers.next.subscriptions() == 0);
+    CHECK(service.Status().waiting_for.empty());
+}
+
+}  // namespace
