@@ -84,6 +84,7 @@ write_config() {
         echo "listeners.tcp.1 = 127.0.0.1:$amqp_port"
         echo "management.tcp.ip = 127.0.0.1"
         echo "management.tcp.port = $management_port"
+        echo "collect_statistics_interval = 1000"
         echo "num_acceptors.tcp = 2"
         echo "log.console = false"
         echo "log.file.level = warning"

@@ -19,6 +19,7 @@ missing_for_build() {
     # Debian's .pc file names others that the package leaves out, and so is of no use.
     have_header proton/io/connection_driver.hpp || echo libqpid-proton-cpp12-dev
     have_header nlohmann/json.hpp || echo nlohmann-json3-dev
+    have_library libcurl || echo libcurl4-openssl-dev
     have_library CLI11 || echo libcli11-dev
 }
 
@@ -118,7 +119,27 @@ install() {
         apt_is_fresh=yes
     fi
     heading "installing $*"
-    apt install -y --no-install-recommends "$@"
+    install_without_services "$@"
+}
+
+systemd_runs() { [[ -d /run/systemd/system ]]; }
+
+# install_without_services PACKAGE...: of a broker only the programs are wanted. Debian would start a
+# service of its own, now and with the machine. It is masked rather than forbidden by a policy-rc.d,
+# which the machine may have, and which a run that is killed would leave behind: this mask is gone with
+# the next start of the machine.
+install_without_services() {
+    local status=0 masked="" unit=rabbitmq-server.service
+    if [[ " $* " == *" ${unit%.service} "* ]] && systemd_runs; then
+        "${as_root[@]}" systemctl mask --runtime "$unit" >>"$apt_log" 2>&1 && masked=yes
+    fi
+    apt install -y --no-install-recommends "$@" || status=$?
+    if [[ -n $masked ]]; then
+        "${as_root[@]}" systemctl unmask --runtime "$unit" >>"$apt_log" 2>&1 || true
+        "${as_root[@]}" systemctl disable "$unit" >>"$apt_log" 2>&1 || true
+        echo "   $unit is left disabled: nothing here needs it, systemctl enable --now starts it"
+    fi
+    return "$status"
 }
 
 # install_or_stop PACKAGE...: what cannot be done without.
@@ -129,6 +150,16 @@ install_or_stop() {
     fi
     tail -n 20 "$apt_log" >&2
     die "installing failed: $*"
+}
+
+# install_or_give_up WHAT PACKAGE...: what cannot be had on every machine. Status 69 says so.
+install_or_give_up() {
+    local what=$1
+    shift
+    install "$@" && return
+    [[ -n $obstacle ]] || tail -n 5 "$apt_log" >&2
+    echo "${0##*/}: $what cannot be had (${obstacle:-apt-get failed}). Install what Debian calls: $*" >&2
+    exit 69
 }
 
 # install_or_skip WHAT PACKAGE...: what some tests can be skipped without. Says what will be missing.

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Installs mq into a folder of its own and builds programs that use it: by find_package with and without
-# components, as a subproject, and with nothing but a compiler. Writes "PASSED FAILED SKIPPED" into the
-# file that MQ_TEST_TALLY names.
+# components, as a subproject, and with nothing but a compiler; and an adapter from outside, which is held
+# to the conformance suite. Writes "PASSED FAILED SKIPPED" into the file that MQ_TEST_TALLY names.
 set -uo pipefail
 
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
@@ -54,14 +54,15 @@ names_no_folder_of_this_machine() {
     return "$found"
 }
 
-# looks_for NAME PACKAGES: whether configuring the project NAME afresh looks for these packages only.
+# looks_for NAME PACKAGES: whether configuring the project NAME afresh looks for these packages only, an
+# extended regular expression.
 looks_for() {
     local trace=$work/$1.trace found
     rm -rf "${work:?}/$1"
     configure "$1" --trace-expand --trace-redirect="$trace" || return 1
     found=$(sed -n 's/.*): *find_package(\([A-Za-z0-9_+-]*\).*/\1/p' "$trace" | sort -u | xargs)
     echo "looks for: $found"
-    [[ $found == "$2" ]]
+    [[ $found =~ ^($2)$ ]]
 }
 
 # refuses TEXT ARGUMENT... : whether find_package(mq ARGUMENT...) fails, saying TEXT.
@@ -74,7 +75,7 @@ refuses() {
         "find_package(mq $* REQUIRED)" >"$project/CMakeLists.txt"
     ! cmake -S "$project" -B "$project/build" -DCMAKE_PREFIX_PATH="$prefix" \
         -DCMAKE_DISABLE_FIND_PACKAGE_RdKafka=ON -DCMAKE_DISABLE_FIND_PACKAGE_ProtonCpp=ON \
-        >"$project/output" 2>&1 || return 1
+        -DCMAKE_DISABLE_FIND_PACKAGE_Catch2=ON >"$project/output" 2>&1 || return 1
     tr -s ' \n' ' ' <"$project/output" | tee "$project/flat"
     grep -qF -- "$text" "$project/flat"
 }
@@ -94,6 +95,29 @@ END
         -DCMAKE_DISABLE_FIND_PACKAGE_RdKafka=ON
 }
 
+# The cases wait most of the time: they run side by side.
+holds_an_adapter_to_the_suite() {
+    local suite=$work/adapter_kit part number=0 jobs=() status=0
+    configure adapter_kit && cmake --build "$suite" || return 1
+    for part in "toy: *" "toy to memory: *" "memory to toy: *"; do
+        number=$((number + 1))
+        MQ_TEST_TALLY=$suite/tally.$number "$suite/program" "$part" >"$suite/log.$number" 2>&1 &
+        jobs+=("$!")
+    done
+    for part in "${jobs[@]}"; do wait "$part" || status=1; done
+    cat "$suite"/log.*
+    # The toy lives in the process, whose threads and memory are then no measure: two cases.
+    awk '{ passed += $1; failed += $2; skipped += $3 }
+         END { print passed " passed, " failed " failed, " skipped " skipped"
+               exit !(passed >= 60 && failed == 0 && skipped == 2) }' "$suite"/tally.* || status=1
+    return "$status"
+}
+
+has_the_suite_as_a_subproject() {
+    cmake -S "$here/adapter_kit" -B "$work/adapter_kit_subdirectory" -DMQ_SOURCE_DIR="$root" \
+        -DADAPTER_KIT_SUBDIRECTORY=ON -DCMAKE_FIND_USE_PACKAGE_REGISTRY=OFF
+}
+
 needs_only_a_compiler() {
     "${CXX:-c++}" -std=c++20 -O0 -I "$prefix/include" "$here/plain/main.cpp" -pthread -o "$work/bare" &&
         "$work/bare"
@@ -108,6 +132,9 @@ expect "the package installs without any dependency" installs
 expect "the installed package names no folder of this machine" names_no_folder_of_this_machine
 expect "a program with no component looks for threads only" looks_for plain "Threads mq"
 expect "a program with no component builds and runs" builds_and_runs plain
+expect "a program with one component looks for what that needs only" \
+    looks_for one_component "(PkgConfig )?RabbitmqC Threads mq rabbitmq-c"
+expect "a program with one component builds and runs" builds_and_runs one_component
 expect "a program with every component builds and runs" builds_and_runs find_package
 expect "a subproject with no component looks for threads only" looks_for subdirectory_plain Threads
 expect "a subproject with no component builds, runs and leaves its parent alone" \
@@ -116,11 +143,15 @@ expect "a subproject with every component builds and runs" builds_and_runs subdi
 expect "a missing dependency is named with its Debian package" refuses librdkafka-dev COMPONENTS kafka
 expect "a missing AMQP 1.0 client is named with its Debian package" \
     refuses libqpid-proton-cpp12-dev COMPONENTS activemq
+expect "a missing Catch2 is named with its Debian package" refuses "have it in catch2" COMPONENTS conformance
 expect "an unknown component is named with those there are" \
-    refuses 'no component "pulsar", only toml, rabbitmq, kafka, activemq' COMPONENTS pulsar
+    refuses 'no component "pulsar", only toml, rabbitmq, rabbitmq_management, kafka, activemq, conformance' \
+    COMPONENTS pulsar
 expect "an optional component may be missing" takes_an_optional_component_that_is_missing
 expect "another minor version is refused" refuses 'requested version "0.2"' 0.2
 expect "a compiler and the headers are enough" needs_only_a_compiler
+expect "an adapter from outside is held to the conformance suite" holds_an_adapter_to_the_suite
+expect "a subproject has the conformance suite where it asks for it" has_the_suite_as_a_subproject
 
 echo "$passed $failed 0" >"$tally"
 ((failed == 0))

@@ -1,6 +1,7 @@
 /// @file rabbitmq_options_test.cpp
 /// What the RabbitMQ adapter reads from a URL, options and addresses, without a broker.
 #include "../support/catch.hpp"
+#include <mq/backends/rabbitmq/management.hpp>
 #include <mq/backends/rabbitmq/options.hpp>
 #include <mq/backends/rabbitmq/topology.hpp>
 
@@ -54,7 +55,9 @@ TEST_CASE("every option of RabbitMQ is read", "[rabbitmq]") {
                                   {"tls.verify", "false"},
                                   {"tls.ca", "ca.pem"},
                                   {"tls.cert", "cert.pem"},
-                                  {"tls.key", "key.pem"}});
+                                  {"tls.key", "key.pem"},
+                                  {"management", "https://admin:secret@rabbit-1,rabbit-2:1234"},
+                                  {"management_age", "11s"}});
     CHECK_FALSE(options.declare);
     CHECK(options.exchange_type == "topic");
     CHECK(options.queue_type == mq::rabbitmq::QueueType::kQuorum);
@@ -69,6 +72,33 @@ TEST_CASE("every option of RabbitMQ is read", "[rabbitmq]") {
     CHECK(options.tls_ca == "ca.pem");
     CHECK(options.tls_cert == "cert.pem");
     CHECK(options.tls_key == "key.pem");
+    REQUIRE(options.management);
+    CHECK(options.management->hosts == std::vector<mq::HostPort>{{"rabbit-1", 0}, {"rabbit-2", 1234}});
+    CHECK(options.management_age == std::chrono::seconds{11});
+}
+
+TEST_CASE("a wrong management URL is reported without its password", "[rabbitmq]") {
+    for (const char* url : {"secret@rabbit", "amqp://admin:secret@rabbit", "http://admin:secret@",
+                            "http://admin:secret@rabbit:port", "http://admin:secret@rabbit/api",
+                            "http://admin:secret@rabbit?name=value"}) {
+        INFO(url);
+        const auto problems = Problems("amqp://host", {{"management", url}});
+        REQUIRE(problems.size() == 1);
+        CHECK(problems[0].key == "options.management");
+        CHECK_FALSE(Mentions(problems[0], "secret"));
+    }
+    CHECK(Problems("amqp://host", {{"management", "http://rabbit:15672/"}}).empty());
+    CHECK(Problems("amqp://host", {{"management", "http://rabbit"}, {"tls.ca", "ca.pem"}}).size() == 1);
+    CHECK(Problems("amqp://host", {{"management", "https://rabbit"}, {"tls.ca", "ca.pem"}}).empty());
+    CHECK(Problems("amqp://host", {{"management_age", "0s"}}).size() == 1);
+}
+
+TEST_CASE("a program that cannot ask the management says which header is missing", "[rabbitmq]") {
+    const auto maker = mq::rabbitmq::ManagementMaker().exchange(nullptr);
+    const auto problems = Problems("amqp://host", {{"management", "http://rabbit"}});
+    mq::rabbitmq::ManagementMaker() = maker;
+    REQUIRE(problems.size() == 1);
+    CHECK(Mentions(problems[0], "#include <mq/backends/rabbitmq_management.hpp>"));
 }
 
 TEST_CASE("a heartbeat may be a plain number of seconds", "[rabbitmq]") {

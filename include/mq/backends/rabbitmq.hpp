@@ -17,9 +17,12 @@
 /// opened again, and what was in flight is repeated one by one, so that the message over which it was
 /// closed is the one that fails.
 ///
-/// **Backlog.** AMQP tells the messages that are ready, and the number of consumers, but not what other
-/// processes hold unsettled. CheckBacklog is exact where all consumers of the queue are this client's
-/// own, and for ordered topics, where it asks the active member by a probe (probing.hpp).
+/// **Backlog.** AMQP tells the messages that are ready, but not what other processes hold unsettled,
+/// nor reliably who they are: a member that ends is no consumer any more while it still holds messages.
+/// CheckBacklog is exact for ordered topics, where it asks the active member by a probe (probing.hpp),
+/// provided that the queue has a single active consumer. Elsewhere it asks the management HTTP API,
+/// where <mq/backends/rabbitmq_management.hpp> is included and the option management says where that
+/// is; where it does not answer, the backlog is unknown.
 #pragma once
 
 #if __has_include(<rabbitmq-c/amqp.h>)
@@ -36,10 +39,12 @@
 
 #include <mq/backend.hpp>
 #include <mq/backends/rabbitmq/consuming.hpp>
+#include <mq/backends/rabbitmq/management.hpp>
 #include <mq/backends/rabbitmq/options.hpp>
 #include <mq/backends/rabbitmq/probing.hpp>
 #include <mq/backends/rabbitmq/publishing.hpp>
 #include <mq/backends/rabbitmq/topology.hpp>
+#include <mq/detail/duration.hpp>
 
 #include <algorithm>
 #include <chrono>
@@ -49,6 +54,7 @@
 #include <map>
 #include <memory>
 #include <mutex>
+#include <optional>
 #include <string>
 #include <utility>
 #include <vector>
@@ -79,6 +85,8 @@ public:
     /// descriptors left.
     explicit Backend(backend::Context context)
         : settings_(MakeSettings(std::move(context))),
+          management_(ManagementOf(*settings_)),
+          empty_queues_(settings_->options.management_age),
           publishing_(settings_),
           probing_(settings_),
           consuming_(settings_, probing_) {
@@ -110,6 +118,13 @@ public:
     backend::Backlog CheckBacklog(const backend::Destination& destination, const std::string& group,
                                   backend::Clock::time_point deadline) noexcept override;
 
+    [[nodiscard]] backend::Limits GetLimits() const override {
+        // consumer_timeout, as a RabbitMQ from 3.12 on is delivered with.
+        constexpr std::chrono::minutes kConsumerTimeout{30};
+        return {.message_bytes = settings_->options.max_message_size,
+                .handling_time = kConsumerTimeout};
+    }
+
     void Close(backend::Clock::time_point deadline) noexcept override {
         publishing_.Close(deadline);
         consuming_.Close();
@@ -129,13 +144,31 @@ private:
         return std::make_shared<const detail::Settings>(std::move(settings));
     }
 
+    // Null where the config does not say where it is.
+    static std::unique_ptr<Management> ManagementOf(const detail::Settings& settings) {
+        const Options& options = settings.options;
+        if (!options.management) return nullptr;
+        const Url& broker = settings.context.url;
+        const Url& own = *options.management;
+        const Url& login = own.user.empty() ? broker : own;
+        return ManagementMaker().load()({.broker = settings.broker,
+                                         .url = own,
+                                         .user = login.user.empty() ? "guest" : login.user,
+                                         .password = login.user.empty() ? "guest" : login.password,
+                                         .tls_verify = options.tls_verify,
+                                         .tls_ca = options.tls_ca});
+    }
+
     detail::Inquiry::Answer Ask(const std::shared_ptr<detail::Inquiry>& inquiry,
                                 backend::Clock::time_point deadline);
+    bool AskMembers(const std::string& queue, backend::Clock::time_point deadline,
+                    backend::Backlog& backlog);
+    void AskManagement(const std::string& queue, backend::Clock::time_point deadline,
+                       backend::Backlog& backlog);
 
     const std::shared_ptr<const detail::Settings> settings_;
-    void AskOthers(const std::string& queue, backend::Clock::time_point deadline,
-                   backend::Backlog& backlog);
-
+    const std::unique_ptr<Management> management_;
+    detail::EmptyQueues empty_queues_;
     detail::PublishingLoop publishing_;
     detail::ProbingLoop probing_;
     detail::ConsumingLoop consuming_;
@@ -199,6 +232,7 @@ inline backend::Backlog Backend::CheckBacklog(const backend::Destination& destin
     try {
         const Topology topology{destination, settings_->options};
         const auto inquiry = std::make_shared<detail::Inquiry>(topology.Queue(group), true);
+        inquiry->about_single_consumer = destination.ordered;
         const auto answer = Ask(inquiry, deadline);
         if (answer.failure && answer.failure->code == ErrorCode::kNotFound) {
             backlog.answer = Answer::kDrained;
@@ -209,15 +243,19 @@ inline backend::Backlog Backend::CheckBacklog(const backend::Destination& destin
             backlog.reason = answer.failure->text;
             return backlog;
         }
+        if (answer.consumers < answer.own_consumers) {
+            // A quorum queue without a leader is said to be empty.
+            backlog.reason = settings_->broker + ": the queue " + inquiry->queue +
+                             " does not know its consumers, and so perhaps not its messages";
+            return backlog;
+        }
         backlog.messages = answer.ready + answer.own_unsettled;
         backlog.answer = backlog.messages > 0 ? Answer::kNotDrained : Answer::kDrained;
-        backlog.exact = answer.consumers == answer.own_consumers;
-        if (!backlog.exact) {
-            backlog.reason =
-                settings_->broker + ": the queue " + inquiry->queue +
-                " has consumers elsewhere, and AMQP does not tell what they hold unsettled";
-            if (destination.ordered) AskOthers(inquiry->queue, deadline, backlog);
-        }
+        backlog.reason = settings_->broker + ": AMQP does not tell what members of the group " + group +
+                         " elsewhere hold unsettled";
+        const bool members_tell = destination.ordered && answer.single_consumer &&
+                                  answer.consumers > 0 && AskMembers(inquiry->queue, deadline, backlog);
+        if (!members_tell && management_ != nullptr) AskManagement(inquiry->queue, deadline, backlog);
     } catch (const std::exception& error) {
         backlog.reason = error.what();
     }
@@ -225,21 +263,53 @@ inline backend::Backlog Backend::CheckBacklog(const backend::Destination& destin
 }
 
 // Nothing is ready, perhaps, and nothing held here: the member that is active elsewhere has the last
-// word.
-inline void Backend::AskOthers(const std::string& queue, backend::Clock::time_point deadline,
-                               backend::Backlog& backlog) {
+// word. False where it cannot be asked.
+inline bool Backend::AskMembers(const std::string& queue, backend::Clock::time_point deadline,
+                                backend::Backlog& backlog) {
     using Answer = backend::Backlog::Answer;
     // An answer takes a round trip where the member is idle; else it is there by a later call.
     constexpr std::chrono::milliseconds kPatience{100};
     const auto begin = backend::Clock::now();
     const auto answer = probing_.Ask(queue, std::min(deadline, begin + kPatience));
-    if (!answer.may_ask) return;
+    if (!answer.may_ask) return false;
     backlog.settled_before = answer.settled_before;
     backlog.exact = answer.settled_before >= begin;
-    if (backlog.exact || backlog.answer != Answer::kDrained) return;
+    if (backlog.exact || backlog.answer != Answer::kDrained) return true;
     backlog.answer = Answer::kUnknown;
     backlog.reason = settings_->broker + ": the active member of the queue " + queue +
                      " has not settled what it holds, or does not answer";
+    return true;
+}
+
+// What members elsewhere hold, as the broker counted it a while ago: zero counts when it has been seen
+// for as long as a count may be old. Not exact even so: what came since may be held by somebody.
+inline void Backend::AskManagement(const std::string& queue, backend::Clock::time_point deadline,
+                                   backend::Backlog& backlog) {
+    using Answer = backend::Backlog::Answer;
+    if (backlog.answer != Answer::kDrained) return empty_queues_.NoteUsed(queue);
+    const auto unknown = [&](std::string reason) {
+        backlog.answer = Answer::kUnknown;
+        backlog.reason = std::move(reason);
+    };
+    std::optional<QueueTotals> totals;
+    try {
+        totals = management_->TotalsOf(VirtualHost(settings_->context.url), queue, deadline);
+    } catch (const std::exception& error) {
+        return unknown(error.what());
+    }
+    const std::string where = settings_->broker + ": the management ";
+    if (!totals) return unknown(where + "has no counts of the queue " + queue + " yet");
+    if (totals->unsettled > 0 || totals->ready > 0) {
+        empty_queues_.NoteUsed(queue);
+        backlog.answer = Answer::kNotDrained;
+        backlog.messages = totals->unsettled + totals->ready;
+        return;
+    }
+    const auto empty_for = empty_queues_.NoteEmpty(queue, backend::Clock::now());
+    if (empty_for >= empty_queues_.age()) return;
+    unknown(where + "shows the queue " + queue + " empty, by counts that may be " +
+            mq::detail::FormatDuration(empty_queues_.age()) + " old (" +
+            mq::detail::FormatDuration(empty_for) + " so far)");
 }
 
 inline std::unique_ptr<backend::Backend> MakeBackend(backend::Context context) {

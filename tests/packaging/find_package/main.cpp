@@ -3,6 +3,7 @@
 #include <mq/backends/activemq.hpp>
 #include <mq/backends/kafka.hpp>
 #include <mq/backends/rabbitmq.hpp>
+#include <mq/backends/rabbitmq_management.hpp>
 #include <mq/mq.hpp>
 #include <mq/toml.hpp>
 
@@ -19,6 +20,7 @@ int main() {
     const mq::Config config = mq::ParseConfig(R"(
 [brokers.rabbit]
 url = "amqp://127.0.0.1"
+options = { management = "http://127.0.0.1" }
 [brokers.kafka]
 url = "kafka://127.0.0.1"
 [topics.orders]

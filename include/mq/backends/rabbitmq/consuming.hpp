@@ -132,6 +132,7 @@ struct Subscription {
     std::uint64_t barriers = 0;  ///< Questions to the channel that are not answered yet.
     Clock::time_point asked_at = {};
     Clock::time_point retry_at = {};
+    Clock::time_point consuming_since = {};
     mq::detail::Backoff backoff{std::chrono::milliseconds{100}, std::chrono::seconds{10}};
 };
 
@@ -421,6 +422,12 @@ inline void ConsumingLoop::OpenChannel(const Shared& subscription, const SetupRe
         Retry(*subscription, *result.failure, result.failure->code != ErrorCode::kUnavailable);
         return;
     }
+    if (subscription->what.destination->ordered && !result.single_consumer) {
+        Log(LogLevel::kWarning,
+            "the queue " + subscription->queue +
+                " is not known to have a single active consumer, so that members of the group " +
+                subscription->what.group + " may overtake each other: " + result.why_not_single);
+    }
     const std::uint16_t channel = FreeChannel();
     if (channel == 0) {
         Retry(*subscription,
@@ -488,7 +495,7 @@ inline void ConsumingLoop::OnMethod(std::uint16_t channel, const amqp_method_t& 
 inline void ConsumingLoop::OnConsuming(Subscription& subscription) {
     if (subscription.stage != Subscription::Stage::kOpening) return;
     subscription.stage = Subscription::Stage::kConsuming;
-    subscription.backoff.Reset();
+    subscription.consuming_since = Clock::now();
     SetState(subscription, Phase::kActive, nullptr);
     if (subscription.stopped) Stop(subscription);
 }
@@ -680,7 +687,12 @@ inline void ConsumingLoop::OnCancelled(Subscription& subscription) {
 }
 
 inline void ConsumingLoop::Retry(Subscription& subscription, const Failure& failure, bool refused) {
-    subscription.retry_at = Clock::now() + subscription.backoff.Next();
+    // A consumer that is ended as soon as it is there must not be asked for again and again.
+    const auto now = Clock::now();
+    const bool consumed = subscription.consuming_since != Clock::time_point{};
+    if (consumed && now - subscription.consuming_since >= kSettled) subscription.backoff.Reset();
+    subscription.consuming_since = {};
+    subscription.retry_at = now + subscription.backoff.Next();
     settings_->context.log(LogLevel::kWarning, failure.text + "; the group " + subscription.what.group +
                                                    " of " + subscription.what.destination->topic +
                                                    " tries again");
@@ -797,10 +809,9 @@ inline void ConsumingLoop::OnBarrierAnswer() {
     if (barriers_.empty() || --barrier_missing_ > 0) return;
     const std::shared_ptr<Inquiry> inquiry = std::move(barriers_.front());
     barriers_.pop_front();
-    setup_.Run({{Step::Kind::kInspect, inquiry->queue, {}, {}, false}},
-               [this, inquiry](const SetupResult& result) {
-                   inquiry->Finish(OwnShare(inquiry->queue, result));
-               });
+    Inspect(*inquiry, [this, inquiry](const SetupResult& result) {
+        inquiry->Finish(OwnShare(inquiry->queue, result));
+    });
     if (!barriers_.empty()) NextBarrier();
 }
 
@@ -819,6 +830,7 @@ inline Inquiry::Answer ConsumingLoop::OwnShare(const std::string& queue,
     answer.failure = result.failure;
     answer.ready = result.ready;
     answer.consumers = result.consumers;
+    answer.single_consumer = result.single_consumer;
     for (const auto& [channel, subscription] : by_channel_) {
         if (subscription->queue != queue) continue;
         answer.own_unsettled += subscription->unsettled;

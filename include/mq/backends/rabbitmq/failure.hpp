@@ -42,14 +42,23 @@ struct Failure {
 
 /// What a reply code of a closed channel or connection means.
 inline ErrorCode CodeOf(std::uint16_t reply_code, std::string_view reply_text) noexcept {
+    const auto says = [&](std::string_view part) {
+        return reply_text.find(part) != std::string_view::npos;
+    };
     switch (reply_code) {
         case kAccessRefused: return ErrorCode::kAccessDenied;
-        case kNotFoundReply: return ErrorCode::kNotFound;
+        case kNotFoundReply:
+            // The same code says that the node of a queue is down, or does not answer in time; what is
+            // not there is "no queue 'NAME'" or "no exchange 'NAME'" (RabbitMQ's rabbit_amqqueue and
+            // rabbit_misc).
+            return says("no queue '") || says("no exchange '") || says("no binding ")
+                       ? ErrorCode::kNotFound
+                       : ErrorCode::kUnavailable;
         case kResourceLocked: return ErrorCode::kRefused;
         case kPreconditionFailed:
-            return reply_text.find("message size") != std::string_view::npos ? ErrorCode::kTooLarge
-                                                                             : ErrorCode::kRefused;
-        case kNotAllowed: return ErrorCode::kAccessDenied;
+            return says("message size") ? ErrorCode::kTooLarge : ErrorCode::kRefused;
+        // "access to vhost '…' refused", and also "connection limit (…) is reached".
+        case kNotAllowed: return says("limit") ? ErrorCode::kUnavailable : ErrorCode::kAccessDenied;
         case kNotImplemented: return ErrorCode::kUnsupported;
         default: return ErrorCode::kUnavailable;
     }

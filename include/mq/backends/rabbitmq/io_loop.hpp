@@ -180,6 +180,9 @@ protected:
     void Inspect(const Inquiry& inquiry, SetupChannel::Done done) {
         Steps steps;
         steps.push_back({Step::Kind::kInspect, inquiry.queue, {}, {}, false});
+        if (inquiry.about_single_consumer) {
+            steps.push_back({Step::Kind::kCompare, inquiry.queue, {}, {}, true});
+        }
         if (!inquiry.exchange.empty()) {
             steps.push_back(
                 {Step::Kind::kBind, inquiry.queue, inquiry.exchange, inquiry.binding_key, false});
@@ -191,14 +194,16 @@ protected:
         settings_->context.log(level, settings_->broker + ": " + text);
     }
 
+    // A connection or a consumer that has lived this long counts as a success; a shorter one keeps the
+    // backoff going.
+    static constexpr std::chrono::seconds kSettled{2};
+
     const std::shared_ptr<const Settings> settings_;
     SetupChannel setup_;
 
 private:
     // Frames handled before the loop looks at its other work again.
     static constexpr int kFramesPerTurn = 1000;
-    // A connection that has lived this long counts as a success; a shorter one keeps the backoff going.
-    static constexpr std::chrono::seconds kSettled{2};
 
     void Run() {
         while (true) {
@@ -255,12 +260,18 @@ private:
         connection_ = dial_->Take(failure);
         dial_.reset();
         if (connection_ == nullptr) {
-            // All hosts in turn, and then a pause.
-            const bool all_tried = ++host_ % settings_->context.url.hosts.size() == 0;
-            retry_at_ = all_tried ? now + backoff_.Next() : now;
+            // All hosts in turn, and then a pause. Only where all of them refuse us is it for good.
+            const std::size_t hosts = settings_->context.url.hosts.size();
+            ++host_;
+            refused_in_turn_ = failure.code == ErrorCode::kAccessDenied ? refused_in_turn_ + 1 : 0;
+            if (refused_in_turn_ > 0 && refused_in_turn_ < hosts) {
+                failure.code = ErrorCode::kUnavailable;
+            }
+            retry_at_ = ++tried_in_turn_ % hosts == 0 ? now + backoff_.Next() : now;
             OnConnectFailed(failure);
             return;
         }
+        tried_in_turn_ = refused_in_turn_ = 0;
         connected_at_ = now;
         logged_.clear();
         mail_->SetConnected(true, {});
@@ -432,6 +443,8 @@ private:
     std::optional<std::string> blocked_ = {};
     std::string logged_ = {};
     std::size_t host_ = 0;
+    std::size_t tried_in_turn_ = 0;    // attempts since there was a connection
+    std::size_t refused_in_turn_ = 0;  // of these, the last ones that were all refused access
     bool more_input_ = false;
     mq::detail::Backoff backoff_{std::chrono::milliseconds{100}, std::chrono::seconds{10}};
     Clock::time_point retry_at_ = {};

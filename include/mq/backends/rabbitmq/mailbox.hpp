@@ -28,6 +28,7 @@ public:
         std::uint32_t consumers = 0;          ///< Of the whole group.
         std::size_t own_consumers = 0;        ///< Of them, those of the connection that was asked.
         std::uint64_t own_unsettled = 0;      ///< Messages that these hold.
+        bool single_consumer = false;         ///< Where it was asked for: it has a single active one.
     };
 
     Inquiry(std::string queue_name, bool settled) : queue(std::move(queue_name)), exact(settled) {}
@@ -38,6 +39,8 @@ public:
     /// The exchange that the queue must be bound to, and the key; empty: the bindings do not matter.
     std::string exchange = {};
     std::string binding_key = {};
+    /// Whether it is to be found out if the queue has a single active consumer.
+    bool about_single_consumer = false;
 
     void Finish(Answer answer) {
         const std::lock_guard lock{mutex_};

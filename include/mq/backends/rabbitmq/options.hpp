@@ -3,6 +3,7 @@
 /// connecting. Knows nothing of the client library.
 #pragma once
 
+#include <mq/backends/rabbitmq/management.hpp>
 #include <mq/config.hpp>
 #include <mq/detail/config_check.hpp>
 #include <mq/detail/duration.hpp>
@@ -13,6 +14,8 @@
 #include <cstddef>
 #include <cstdint>
 #include <map>
+#include <optional>
+#include <stdexcept>
 #include <string>
 #include <string_view>
 #include <utility>
@@ -53,6 +56,11 @@ struct Options {
     std::string tls_ca = {};    ///< A PEM file; empty: the certificates that the system trusts.
     std::string tls_cert = {};  ///< A PEM file with the client's certificate chain; empty for none.
     std::string tls_key = {};   ///< A PEM file with its private key.
+    /// Where the management HTTP API is; nothing where it is not to be asked.
+    std::optional<Url> management = {};
+    /// How old its counts may be: the broker's collect_statistics_interval, and the time that a count
+    /// takes to show.
+    std::chrono::milliseconds management_age = std::chrono::seconds{6};
 };
 
 namespace detail {
@@ -121,6 +129,8 @@ private:
             {"tls.ca", "the path of a PEM file", &Self::TlsCa},
             {"tls.cert", "the path of a PEM file", &Self::TlsCert},
             {"tls.key", "the path of a PEM file", &Self::TlsKey},
+            {"management", "http://HOST:PORT or https://HOST:PORT", &Self::Management},
+            {"management_age", "a duration from 100ms to 10m", &Self::ManagementAge},
         };
         return table;
     }
@@ -204,6 +214,42 @@ private:
 
     bool TlsKey(const std::string& text) { return ReadPath(text, options_.tls_key); }
 
+    // What was found is not quoted: it may hold a password.
+    bool Management(const std::string& text) {
+        const auto expected = [this](const std::string& what) {
+            problems_.push_back({KeyPath("options", "management"), what});
+            return true;
+        };
+        try {
+            options_.management = ParseUrl(text);
+        } catch (const std::invalid_argument& wrong) {
+            return expected(std::string{"found what is not a URL: "} + wrong.what());
+        }
+        const Url& url = *options_.management;
+        if (url.scheme != "http" && url.scheme != "https") {
+            return expected("found a URL of " + mq::detail::Shown(url.scheme) +
+                            ", expected http://HOST:PORT or https://HOST:PORT");
+        }
+        if (url.hosts.empty() || (url.path && !url.path->empty()) || !url.query.empty()) {
+            return expected("expected " + url.scheme + "://HOST:PORT, and nothing behind it");
+        }
+        if (ManagementMaker() == nullptr) {
+            return expected(
+                "this program does not include what asks the management, expected "
+                "#include <mq/backends/rabbitmq_management.hpp> in it, or no such option");
+        }
+        return true;
+    }
+
+    bool ManagementAge(const std::string& text) {
+        const auto time = mq::detail::ParseDuration(text);
+        if (!time || *time < std::chrono::milliseconds{100} || *time > std::chrono::minutes{10}) {
+            return false;
+        }
+        options_.management_age = *time;
+        return true;
+    }
+
     static bool ReadPath(const std::string& text, std::string& path) {
         path = text;
         return !text.empty() && text.find('\0') == std::string::npos;
@@ -260,13 +306,14 @@ inline std::vector<ConfigProblem> Check(const Url& url,
     detail::CheckUrl(url, problems);
     const Options read = ReadOptions(options, problems);
     if (url.scheme == "amqp") {
+        const bool secure_management = read.management && read.management->scheme == "https";
         for (const auto& [name, text] : options) {
             if (!name.starts_with("tls.")) continue;
+            if (secure_management && (name == "tls.ca" || name == "tls.verify")) continue;
             problems.push_back({KeyPath("options", name),
                                 "an amqp:// connection is not encrypted, expected an amqps:// URL"});
         }
     }
-    static_cast<void>(read);
     return problems;
 }
 

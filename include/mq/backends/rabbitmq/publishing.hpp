@@ -539,6 +539,7 @@ inline void PublishingLoop::Answer(std::shared_ptr<Inquiry> inquiry) {
         answer.failure = result.failure;
         answer.ready = result.ready;
         answer.consumers = result.consumers;
+        answer.single_consumer = result.single_consumer;
         inquiry->Finish(std::move(answer));
     });
 }

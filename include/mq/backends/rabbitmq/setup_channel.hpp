@@ -29,12 +29,15 @@ struct Step {
         kQueue,     ///< A queue; the same.
         kBind,      ///< A binding; made in any case, for it may be there already.
         kInspect,   ///< A queue, which is only asked about.
+        /// Whether a queue that is there has a single active consumer: declared again, with what it
+        /// should have. The broker refuses where it differs, and otherwise nothing happens.
+        kCompare,
     };
     Kind kind = Kind::kExchange;
     std::string name = {};         ///< Of the exchange or queue.
     std::string exchange = {};     ///< kBind: what the queue is bound to.
     std::string key = {};          ///< kBind: with what.
-    bool single_consumer = false;  ///< kQueue: one member at a time gets messages.
+    bool single_consumer = false;  ///< kQueue, kCompare: one member at a time gets messages.
 };
 
 using Steps = std::vector<Step>;
@@ -49,6 +52,7 @@ inline Steps StepsForGroup(const Topology& topology, const std::string& group, b
     // The members of a group share a queue, and two of them would overtake each other on one key; with
     // a single active consumer the queue's order is the group's order.
     steps.push_back({Step::Kind::kQueue, queue, {}, {}, ordered});
+    if (ordered) steps.push_back({Step::Kind::kCompare, queue, {}, {}, true});
     if (bind) {
         steps.push_back(
             {Step::Kind::kBind, queue, topology.Exchange(), topology.BindingKey(group), false});
@@ -65,7 +69,9 @@ inline Steps StepsForPublishing(const Topology& topology, const backend::Destina
         steps.push_back({Step::Kind::kExchange, topology.Exchange(), {}, {}, false});
         for (const std::string& group : destination.groups) {
             for (Step& step : StepsForGroup(topology, group, destination.ordered, options)) {
-                if (step.kind != Step::Kind::kExchange) steps.push_back(std::move(step));
+                const bool consumer_only =
+                    step.kind == Step::Kind::kExchange || step.kind == Step::Kind::kCompare;
+                if (!consumer_only) steps.push_back(std::move(step));
             }
         }
     } else {
@@ -77,8 +83,10 @@ inline Steps StepsForPublishing(const Topology& topology, const backend::Destina
 /// How a job ended.
 struct SetupResult {
     std::optional<Failure> failure = {};
-    std::uint32_t ready = 0;      ///< Of the last kInspect.
-    std::uint32_t consumers = 0;  ///< The same.
+    std::uint32_t ready = 0;          ///< Of the last kInspect.
+    std::uint32_t consumers = 0;      ///< The same.
+    bool single_consumer = false;     ///< kCompare: it is certain to have one.
+    std::string why_not_single = {};  ///< kCompare: else, what the broker said.
 };
 
 /// The channel of one connection for such jobs. One thread.
@@ -149,7 +157,8 @@ private:
             Finish();
             return;
         }
-        AskFor(job.steps[job.at], !job.declare);
+        const Step& step = job.steps[job.at];
+        AskFor(step, !job.declare && step.kind != Step::Kind::kCompare);
     }
 
     void Ask(amqp_method_number_t id, void* method) {
@@ -193,7 +202,8 @@ inline void SetupChannel::AskFor(const Step& step, bool passive) {
             return;
         }
         case Step::Kind::kQueue:
-        case Step::Kind::kInspect: {
+        case Step::Kind::kInspect:
+        case Step::Kind::kCompare: {
             std::array<amqp_table_entry_t, 2> arguments{};
             int count = 0;
             if (!passive && options_.queue_type == QueueType::kQuorum) {
@@ -254,6 +264,7 @@ inline void SetupChannel::OnStepDone(const amqp_method_t& method) {
         job.result.ready = declared.message_count;
         job.result.consumers = declared.consumer_count;
     }
+    if (step.kind == Step::Kind::kCompare) job.result.single_consumer = true;
     if (job.declare) {
         log_(LogLevel::kInfo, broker_ + ": declared the " +
                                   (step.kind == Step::Kind::kExchange ? "exchange " : "queue ") +
@@ -273,13 +284,17 @@ inline void SetupChannel::OnClosed(const amqp_channel_close_t& close) {
     if (jobs_.empty()) return;
     Job& job = jobs_.front();
     const bool opening = std::exchange(opening_, false);
-    const bool can_declare = !opening && (job.steps[job.at].kind == Step::Kind::kExchange ||
-                                          job.steps[job.at].kind == Step::Kind::kQueue);
+    const Step::Kind kind = opening ? Step::Kind::kInspect : job.steps[job.at].kind;
+    const bool can_declare = kind == Step::Kind::kExchange || kind == Step::Kind::kQueue;
     if (can_declare && !job.declare && code == kNotFoundReply && options_.declare && !job.raced) {
         job.declare = true;
     } else if (can_declare && job.declare && code == kPreconditionFailed && !job.raced) {
         job.declare = false;
         job.raced = true;
+    } else if (kind == Step::Kind::kCompare &&
+               (code == kPreconditionFailed || code == kAccessRefused)) {
+        job.result.why_not_single = text;
+        ++job.at;
     } else {
         job.result.failure = FromReply(connection_->Where(), code, text);
         Finish();
