@@ -3,13 +3,17 @@
 #include <mq/backends/kafka/connectivity.hpp>
 #include <mq/backends/kafka/credit.hpp>
 #include <mq/backends/kafka/early_deadlines.hpp>
+#include <mq/backends/kafka/in_flight.hpp>
 #include <mq/backends/kafka/options.hpp>
 #include <mq/backends/kafka/partition.hpp>
+#include <mq/backends/kafka/redaction.hpp>
 
 #include <atomic>
 #include <chrono>
+#include <cstddef>
 #include <cstdint>
 #include <map>
+#include <set>
 #include <string>
 #include <thread>
 #include <vector>
@@ -17,7 +21,9 @@
 using mq::kafka::Connectivity;
 using mq::kafka::Credit;
 using mq::kafka::EarlyDeadlines;
+using mq::kafka::InFlight;
 using mq::kafka::Partition;
+using mq::kafka::Redaction;
 using mq::test::After;
 using namespace std::chrono_literals;
 
@@ -139,6 +145,115 @@ TEST_CASE("a Kafka URL becomes librdkafka's properties") {
     CHECK(tls.at("ssl.endpoint.identification.algorithm") == "https");
     CHECK(properties("kafka://u:p@a").at("security.protocol") == "sasl_plaintext");
     CHECK(properties("kafkas://a").at("security.protocol") == "ssl");
+}
+
+TEST_CASE("what is in flight has a number in its order, by whatever way it comes back") {
+    InFlight in_flight;
+    std::vector<void*> places;
+    constexpr std::size_t kCount = 3 * InFlight::kPlaces + 1;
+    for (std::size_t i = 0; i < kCount; ++i) places.push_back(in_flight.Add(i + 1));
+    CHECK(in_flight.Capacity() == 4 * InFlight::kPlaces);
+    std::uint64_t last = 0;
+    for (const std::size_t i : {5u, 300u, 301u, 700u}) {
+        const InFlight::Entry entry = InFlight::Take(places[i]);
+        CHECK(entry.value == i + 1);
+        CHECK(entry.number > last);
+        last = entry.number;
+    }
+    const auto rest = in_flight.TakeAll();
+    REQUIRE(rest.size() == kCount - 4);
+    for (std::size_t i = 1; i < rest.size(); ++i) {
+        REQUIRE(rest[i - 1].number < rest[i].number);
+        REQUIRE(rest[i - 1].value < rest[i].value);
+    }
+    // Taken once, and not a second time.
+    CHECK(InFlight::Take(places[6]).value == 0);
+    CHECK(in_flight.TakeAll().empty());
+}
+
+TEST_CASE("the room for what is in flight is used again, however much goes through it") {
+    InFlight in_flight;
+    std::uint64_t last = 0;
+    for (std::size_t i = 1; i <= 100 * InFlight::kPlaces; ++i) {
+        const InFlight::Entry entry = InFlight::Take(in_flight.Add(i));
+        REQUIRE(entry.value == i);
+        REQUIRE((i == 1 || entry.number > last));
+        last = entry.number;
+    }
+    CHECK(in_flight.Capacity() <= 2 * InFlight::kPlaces);
+}
+
+TEST_CASE("what many threads put in flight comes back once, and in the order of each thread") {
+    constexpr std::size_t kThreads = 4;
+    constexpr std::size_t kEach = 20'000;
+    InFlight in_flight;
+    std::vector<std::vector<std::uint64_t>> numbers(kThreads);
+    std::vector<std::thread> threads;
+    for (std::size_t t = 0; t < kThreads; ++t) {
+        threads.emplace_back([&in_flight, &mine = numbers[t], t] {
+            std::vector<void*> out;
+            const auto take = [&] {
+                for (void* const place : out) mine.push_back(InFlight::Take(place).number);
+                out.clear();
+            };
+            for (std::size_t i = 0; i < kEach; ++i) {
+                out.push_back(in_flight.Add(t * kEach + i + 1));
+                if (out.size() == 100 + t) take();
+            }
+            take();
+        });
+    }
+    for (std::thread& thread : threads) thread.join();
+    std::set<std::uint64_t> all;
+    bool rising = true;
+    for (const auto& mine : numbers) {
+        for (std::size_t i = 0; i < mine.size(); ++i) {
+            rising = rising && (i == 0 || mine[i - 1] < mine[i]);
+            all.insert(mine[i]);
+        }
+    }
+    CHECK(rising);
+    CHECK(all.size() == kThreads * kEach);
+    CHECK(in_flight.TakeAll().empty());
+}
+
+TEST_CASE("no secret of the options is in a line of librdkafka's") {
+    const Redaction redaction{
+        {{"sasl.kerberos.kinit.cmd", "echo s3cret | kinit %{sasl.kerberos.principal}"},
+         {"sasl.oauthbearer.client.secret", "hush"},
+         {"ssl.key.password", ""},
+         {"client.id", "s3cret is no secret here"}}};
+    // The command with its variables filled in, which is not the value.
+    CHECK(redaction.Of("SASLREFRESH",
+                       "Refreshing Kerberos ticket with command: echo s3cret | kinit me@REALM") ==
+          "Refreshing Kerberos ticket with command: [redacted]");
+    CHECK(redaction.Of("SASLREFRESH", "Slow Kerberos ticket refresh: 6000ms: echo s3cret") ==
+          "Slow Kerberos ticket refresh: [redacted]");
+    // What is too long for a line is cut there.
+    CHECK(redaction.Of("CONF", "[thrd:app]:   sasl.kerberos.kinit.cmd = echo s3cret | ki") ==
+          "[thrd:app]:   sasl.kerberos.kinit.cmd = [redacted]");
+    CHECK(redaction.Of("OIDC", "refused: hush, hush!") == "refused: [redacted], [redacted]!");
+    CHECK(redaction.Of("FAIL", "Connect to a:9092 failed") == "Connect to a:9092 failed");
+    // Nobody has said what to run: it is librdkafka's own command.
+    CHECK(Redaction{}.Of("SASLREFRESH", "with command: kinit -R") == "with command: kinit -R");
+}
+
+TEST_CASE("a partition that is taken away waits for its handlers as long as the group can") {
+    std::vector<mq::ConfigProblem> problems;
+    const auto wait = [&](const std::map<std::string, std::string>& texts) {
+        return mq::kafka::ParseOptions(texts, problems).RevokeWait();
+    };
+    CHECK(wait({}) == 30s);
+    CHECK(wait({{"revoke_wait", "2m"}}) == 2min);
+    CHECK(wait({{"revoke_wait", "9m"}, {"consumer.max.poll.interval.ms", "600000"}}) == 9min);
+    CHECK(wait({{"max.poll.interval.ms", "12000"}}) == 7s);
+    CHECK(problems.empty());
+    wait({{"revoke_wait", "295001ms"}});
+    REQUIRE(problems.size() == 1);
+    CHECK(problems[0].key == "options.revoke_wait");
+    CHECK(problems[0].text.find("at most 4m55s") != std::string::npos);
+    wait({{"revoke_wait", "soon"}});
+    CHECK(problems.size() == 2);
 }
 
 TEST_CASE("options are sorted into the adapter's own and each handle's") {

@@ -14,6 +14,23 @@
 /// mq-id, mq-content-type, mq-correlation-id, mq-reply-to, and mq-possible-duplicate on a message that
 /// was sent again. A record without a value (a tombstone) is received with an empty body.
 ///
+/// **Rebalances.** A partition that goes to another member waits until the handlers that have its
+/// messages are done, so that they are neither handled twice nor, where the order of a key matters,
+/// beside their successors: up to revoke_wait, an option of the adapter (a duration, "30s" by default,
+/// at least 5s less than max.poll.interval.ms, which it also is where that is short). Then the
+/// partition goes all the same, and what is not settled comes again. Meanwhile the member stays in its
+/// group, but its thread waits: it takes no new message of any topic of the group, and the rest of the
+/// group waits for the partitions that change hands. Set it to the longest time that a handler takes;
+/// longer is of use to nobody, for a handler that hangs delays each rebalance by so much. Whoever
+/// closes a subscription waits for its handlers before, by the deadline of that.
+///
+/// **Memory.** A consumer fetches ahead of its handlers up to queued.max.messages.kbytes, here 8192,
+/// for *each* topic of its group, and one fetch more, so that a slow topic holds up no other. Only a
+/// topic whose backlog is that long takes so much: 8 of them up to 128 MiB, 500 up to 8 GiB. For many
+/// such topics set consumer.queued.max.messages.kbytes lower; each gets fewer messages a second then,
+/// for librdkafka looks only now and then, after a second at the latest, whether a full queue has room
+/// again: with 1024, 3.5 MB a second were seen for one topic, and with the default some 60.
+///
 /// **Redelivered** is known only where this client has received the offset before for the group, or the
 /// sender has marked the message: Kafka itself keeps no such mark.
 #pragma once
@@ -22,12 +39,11 @@
 #include <mq/backends/kafka/admin.hpp>
 #include <mq/backends/kafka/group_consumer.hpp>
 #include <mq/backends/kafka/handle.hpp>
+#include <mq/backends/kafka/native.hpp>
 #include <mq/backends/kafka/options.hpp>
 #include <mq/backends/kafka/publisher.hpp>
 #include <mq/backends/kafka/sender.hpp>
 #include <mq/backends/kafka/stream.hpp>
-
-#include <librdkafka/rdkafka.h>
 
 #include <algorithm>
 #include <chrono>
@@ -37,6 +53,7 @@
 #include <map>
 #include <memory>
 #include <mutex>
+#include <optional>
 #include <set>
 #include <string>
 #include <string_view>
@@ -48,19 +65,17 @@ namespace detail {
 
 /// What this process itself knows of a topic in a group: its own subscriptions.
 struct Own {
-    bool active = false;  ///< One of them is delivered to.
+    /// The partitions that they have.
     std::map<std::int32_t, Partition::Progress> progress = {};
+    /// Those of them that are delivered, from a position that is known.
+    std::set<std::int32_t> listening = {};
 };
 
 class Backend final : public backend::Backend {
 public:
     explicit Backend(std::shared_ptr<const Broker> broker)
         : broker_(std::move(broker)), admin_(broker_), sender_(broker_) {
-        const Url& url = broker_->context.url;
-        if (url.scheme == "kafka" && !url.user.empty()) {
-            broker_->Log(LogLevel::kWarning,
-                         "the password goes over the network in the clear: use kafkas://");
-        }
+        WarnOfRisks();
     }
 
     ~Backend() override {
@@ -105,9 +120,8 @@ public:
                                       Clock::time_point deadline) noexcept override {
         using Answer = backend::Listening::Answer;
         try {
-            if (AskOwn(destination.address, group).active) return {Answer::kYes, {}};
             return group.empty() ? AnyListening(destination.address, deadline)
-                                 : GroupListening(destination.address, group, deadline);
+                                 : GroupListening(destination.address, group, true, deadline);
         } catch (const std::exception& error) {
             return {Answer::kUnknown, error.what()};
         }
@@ -122,6 +136,12 @@ public:
         }
     }
 
+    [[nodiscard]] backend::Limits GetLimits() const override {
+        const auto properties = Properties::Of(*broker_, Role::kProducer);
+        return {.message_bytes = std::stoull(Handle::Effective(properties, "message.max.bytes")),
+                .settles_in_order = true};
+    }
+
     void Close(Clock::time_point deadline) noexcept override { sender_.Close(deadline); }
 
 private:
@@ -129,6 +149,32 @@ private:
     static constexpr milliseconds kMetadataAge{1000};
     /// How long it is believed that no group listens.
     static constexpr milliseconds kNobodyAge{1000};
+
+    // By what librdkafka makes of the URL and the options, whichever of them it comes from.
+    void WarnOfRisks() const {
+        bool clear = false;
+        bool unverified = false;
+        for (const Role role : {Role::kProducer, Role::kConsumer}) {
+            const auto properties = Properties::Of(*broker_, role);
+            const auto is = [&](const char* name, std::string_view value) {
+                return Handle::Effective(properties, name) == value;
+            };
+            const bool tls = is("security.protocol", "ssl") || is("security.protocol", "sasl_ssl");
+            clear =
+                clear || (is("security.protocol", "sasl_plaintext") && is("sasl.mechanisms", "PLAIN"));
+            unverified = unverified || (tls && (is("enable.ssl.certificate.verification", "false") ||
+                                                is("ssl.endpoint.identification.algorithm", "none")));
+        }
+        if (clear) {
+            broker_->Log(LogLevel::kWarning,
+                         "the password goes over the network in the clear: use kafkas://");
+        }
+        if (unverified) {
+            broker_->Log(LogLevel::kWarning,
+                         "certificates or their names are not verified: anybody can pretend to be this "
+                         "broker");
+        }
+    }
 
     void CheckAddress(const backend::Destination& destination) const {
         if (IsTopicName(destination.address)) return;
@@ -151,67 +197,97 @@ private:
             const auto streams = member->Streams();
             const auto stream = streams.find(address);
             if (stream == streams.end()) continue;
-            own.active =
-                own.active || (!stream->second->Stopped() &&
-                               stream->second->State().phase == backend::ConsumerState::Phase::kActive);
+            const bool active = !stream->second->Stopped() &&
+                                stream->second->State().phase == backend::ConsumerState::Phase::kActive;
             for (const auto& [number, partition] : stream->second->Partitions()) {
-                own.progress[number] = partition->GetProgress();
+                const Partition::Progress progress = partition->GetProgress();
+                own.progress[number] = progress;
+                // Who may not be given more is not told where the partition begins.
+                const bool begun = progress.position || stream->second->credit().Available() == 0;
+                if (active && begun && !partition->Fenced()) own.listening.insert(number);
             }
         }
         return own;
     }
 
+    /// Whether a group has members with every partition, in whatever process, or else a committed
+    /// position in every one, where that counts: whoever joins the group begins there and misses
+    /// nothing, also where nobody is there at the moment, because a service is started anew, say. A
+    /// member of our own counts for the partitions of which it knows where it begins.
     backend::Listening GroupListening(const std::string& address, const std::string& group,
-                                      Clock::time_point deadline) {
+                                      bool positions_count, Clock::time_point deadline) {
         using Answer = backend::Listening::Answer;
-        try {
-            switch (admin_.Describe(group, address, deadline)) {
-                case Admin::Membership::kListening: return {Answer::kYes, {}};
-                case Admin::Membership::kRebalancing:
-                    return {Answer::kUnknown, "group '" + group + "' is rebalancing"};
-                case Admin::Membership::kNone: break;
-            }
-            return {Answer::kNo,
-                    "no member of group '" + group + "' has a partition of '" + address + "'"};
-        } catch (const Error& error) {
-            if (error.code() != ErrorCode::kUnsupported) throw;
-        }
-        // A broker that cannot describe groups: who has committed everywhere has been there.
         const auto count = admin_.PartitionCount(address, deadline, kMetadataAge);
         if (!count) return {Answer::kNo, "there is no topic '" + address + "'"};
-        const auto committed = admin_.Committed(group, address, *count, deadline);
-        const bool all = std::all_of(committed.begin(), committed.end(),
-                                     [](std::int64_t offset) { return offset >= 0; });
-        if (all) return {Answer::kYes, {}};
-        return {Answer::kNo, "group '" + group +
-                                 "' has not committed a position in every partition of '" + address +
-                                 "'"};
+        const Own own = AskOwn(address, group);
+        std::set<std::int32_t> listening = own.listening;
+        if (Without(listening, *count).empty()) return {Answer::kYes, {}};
+        bool rebalancing = false;
+        try {
+            const auto members = admin_.Describe(group, address, deadline);
+            rebalancing = members.rebalancing;
+            for (const std::int32_t number : members.partitions) {
+                if (!own.progress.contains(number)) listening.insert(number);
+            }
+        } catch (const Error& error) {
+            if (error.code() != ErrorCode::kUnsupported) throw;
+            positions_count = true;  // who has committed everywhere has been there
+        }
+        const std::set<std::int32_t> without = Without(listening, *count);
+        if (without.empty()) return {Answer::kYes, {}};
+        if (positions_count) {
+            const auto committed = admin_.Committed(group, address, *count, deadline);
+            const bool all = std::all_of(committed.begin(), committed.end(),
+                                         [](std::int64_t offset) { return offset >= 0; });
+            if (all) return {Answer::kYes, {}};
+        }
+        if (rebalancing) return {Answer::kUnknown, "group '" + group + "' is rebalancing"};
+        return {Answer::kNo,
+                "group '" + group + "' has no member for " + std::to_string(without.size()) +
+                    " of the " + std::to_string(*count) + " partitions of '" + address + "' (" +
+                    std::to_string(*without.begin()) + (without.size() > 1 ? ", …)" : ")") +
+                    (positions_count ? ", nor a committed position in every one" : "")};
     }
 
+    /// The partitions that are not there.
+    static std::set<std::int32_t> Without(const std::set<std::int32_t>& there, int count) {
+        std::set<std::int32_t> without;
+        for (std::int32_t number = 0; number < count; ++number) {
+            if (!there.contains(number)) without.insert(number);
+        }
+        return without;
+    }
+
+    /// Whether somebody is there. A group that nobody has named may have ended for good: of such a
+    /// group the positions do not count.
     backend::Listening AnyListening(const std::string& address, Clock::time_point deadline) {
         using Answer = backend::Listening::Answer;
-        std::vector<std::string> candidates;
+        std::set<std::string> candidates = OwnGroups(address);
         {
             const std::lock_guard lock{mutex_};
             const auto known = listeners_.find(address);
             if (known != listeners_.end()) {
                 const bool nobody = known->second.group.empty();
-                if (nobody && Clock::now() - known->second.asked < kNobodyAge) {
+                if (candidates.empty() && nobody && Clock::now() - known->second.asked < kNobodyAge) {
                     return {Answer::kNo, Nobody(address)};
                 }
-                if (!nobody) candidates.push_back(known->second.group);
+                if (!nobody) candidates.insert(known->second.group);
             }
         }
-        for (const std::string& group : admin_.Groups(deadline)) candidates.push_back(group);
         bool unsure = false;
-        for (const std::string& group : candidates) {
-            backend::Listening answer = GroupListening(address, group, deadline);
-            if (answer.answer == Answer::kYes) {
-                const std::lock_guard lock{mutex_};
-                listeners_[address] = {group, Clock::now()};
-                return answer;
-            }
+        const auto ask = [&](const std::string& group) {
+            backend::Listening answer = GroupListening(address, group, false, deadline);
             unsure = unsure || answer.answer == Answer::kUnknown;
+            if (answer.answer != Answer::kYes) return false;
+            const std::lock_guard lock{mutex_};
+            listeners_[address] = {group, Clock::now()};
+            return true;
+        };
+        for (const std::string& group : candidates) {
+            if (ask(group)) return {Answer::kYes, {}};
+        }
+        for (const std::string& group : admin_.Groups(deadline)) {
+            if (!candidates.contains(group) && ask(group)) return {Answer::kYes, {}};
         }
         if (unsure) return {Answer::kUnknown, "a group is rebalancing"};
         const std::lock_guard lock{mutex_};
@@ -219,14 +295,22 @@ private:
         return {Answer::kNo, Nobody(address)};
     }
 
+    [[nodiscard]] std::set<std::string> OwnGroups(const std::string& address) const {
+        std::set<std::string> names;
+        for (const auto& member : Groups()) {
+            if (member->Streams().contains(address)) names.insert(member->group());
+        }
+        return names;
+    }
+
     static std::string Nobody(const std::string& address) {
-        return "no group has a member with a partition of '" + address + "'";
+        return "no group has members with every partition of '" + address + "'";
     }
 
     backend::Backlog Backlog(const std::string& address, const std::string& group,
                              Clock::time_point deadline) {
         using Answer = backend::Backlog::Answer;
-        const auto count = admin_.PartitionCount(address, deadline, kMetadataAge);
+        const auto count = CountOf(address, deadline, kMetadataAge);
         const auto not_drained = [](const Lag& lag) {
             backend::Backlog backlog{Answer::kNotDrained, lag.messages, true, {}, {}};
             backlog.known = lag.known_group;
@@ -237,12 +321,27 @@ private:
             if (lag.messages > 0) return not_drained(lag);
         }
         // Before it counts for drained: there may be partitions that were not there a moment ago.
-        const auto now = admin_.PartitionCount(address, deadline);
+        const auto now = CountOf(address, deadline);
         if (now && now != count) {
             const Lag lag = LagOf(address, group, *now, deadline);
             if (lag.messages > 0) return not_drained(lag);
         }
         return {Answer::kDrained, 0, true, {}, {}};
+    }
+
+    /// How many partitions a topic has; nothing where it does not exist, and then nothing is left on
+    /// it.
+    /// @throws Error where that is not certain.
+    std::optional<int> CountOf(const std::string& address, Clock::time_point deadline,
+                               milliseconds age = milliseconds{0}) {
+        const auto count = admin_.PartitionCount(address, deadline, age);
+        const Own own = AskOwn(address, {});
+        const int least = own.progress.empty() ? 0 : own.progress.rbegin()->first + 1;
+        if (count.value_or(0) >= least) return count;
+        throw Error{
+            ErrorCode::kUnavailable,
+            broker_->Text("the broker knows " + std::to_string(count.value_or(0)) + " partitions of '" +
+                          address + "', and this client has number " + std::to_string(least - 1))};
     }
 
     /// What is between a group's position and the end, over all partitions.

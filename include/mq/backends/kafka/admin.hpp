@@ -4,8 +4,7 @@
 
 #include <mq/backend.hpp>
 #include <mq/backends/kafka/handle.hpp>
-
-#include <librdkafka/rdkafka.h>
+#include <mq/backends/kafka/native.hpp>
 
 #include <algorithm>
 #include <array>
@@ -53,9 +52,10 @@ public:
         changed_.notify_all();
     }
 
-    /// How many partitions a topic has; nothing where it does not exist. An answer that is no older
-    /// than `age` may be reused. Thread-safe.
-    /// @throws Error where the broker did not answer.
+    /// How many partitions a topic has; nothing where it does not exist, and this client has never seen
+    /// it: what was there once may be hidden by a broker that starts. An answer that is no older than
+    /// `age` may be reused. Thread-safe.
+    /// @throws Error where the broker did not answer, or what it says cannot be.
     std::optional<int> PartitionCount(const std::string& topic, Clock::time_point deadline,
                                       milliseconds age = milliseconds{0}) {
         {
@@ -66,7 +66,18 @@ public:
             }
         }
         const auto handle = Connected(deadline);
-        return Remember(topic, AskMetadata(*handle, topic, deadline));
+        const auto count = AskMetadata(*handle, topic, deadline);
+        const std::lock_guard lock{mutex_};
+        const auto most = seen_.find(topic);
+        const int known = count.value_or(0);
+        if (most != seen_.end() && known < most->second) {
+            throw MakeError(*broker_, "asking for '" + topic + "'",
+                            RD_KAFKA_RESP_ERR_UNKNOWN_TOPIC_OR_PART,
+                            "the broker knows " + std::to_string(known) + " of the " +
+                                std::to_string(most->second) + " partitions that it had");
+        }
+        partitions_[topic] = {count, Clock::now()};
+        return count;
     }
 
     /// For each partition, where the log ends (RD_KAFKA_OFFSET_END) or begins
@@ -134,11 +145,14 @@ public:
         return groups;
     }
 
-    /// How a group stands toward a topic.
-    enum class Membership : unsigned char { kListening, kNone, kRebalancing };
+    /// Which partitions of a topic the members of a group have.
+    struct Membership {
+        std::set<std::int32_t> partitions = {};
+        bool rebalancing = false;  ///< They are being shared out.
+    };
 
     /// Thread-safe.
-    /// @throws Error where the broker did not answer.
+    /// @throws Error where the broker did not answer; kUnsupported where it cannot tell.
     Membership Describe(const std::string& group, const std::string& topic,
                         Clock::time_point deadline) {
         const auto handle = Connected(deadline);
@@ -155,9 +169,29 @@ public:
             rd_kafka_event_DescribeConsumerGroups_result(answer.get()), &count);
         if (count != 1) Check(RD_KAFKA_RESP_ERR__BAD_MSG, what);
         const auto code = rd_kafka_error_code(rd_kafka_ConsumerGroupDescription_error(groups[0]));
-        if (code == RD_KAFKA_RESP_ERR_GROUP_ID_NOT_FOUND) return Membership::kNone;
+        if (code == RD_KAFKA_RESP_ERR_GROUP_ID_NOT_FOUND) return {};
         Check(code, what);
         return MembershipOf(*groups[0], topic);
+    }
+
+    /// What a metadata answer that asked for one topic says of it: how many partitions it has; nothing
+    /// where the broker does not know it.
+    /// @throws Error where it says something else: that there is no leader, say, or nothing at all.
+    static std::optional<int> PartitionsIn(const Broker& broker, const rd_kafka_metadata_t& metadata,
+                                           const std::string& topic) {
+        const auto what = "asking for '" + topic + "'";
+        const auto odd = [&](const std::string& text) {
+            return MakeError(broker, what, RD_KAFKA_RESP_ERR__BAD_MSG, text);
+        };
+        if (metadata.topic_cnt != 1) {
+            throw odd("the answer is about " + std::to_string(metadata.topic_cnt) + " topics");
+        }
+        const rd_kafka_metadata_topic_t& found = metadata.topics[0];
+        if (topic != found.topic) throw odd(std::string{"the answer is about '"} + found.topic + "'");
+        if (found.err == RD_KAFKA_RESP_ERR_UNKNOWN_TOPIC_OR_PART) return std::nullopt;
+        if (found.err != RD_KAFKA_RESP_ERR_NO_ERROR) throw MakeError(broker, what, found.err);
+        if (found.partition_cnt <= 0) throw odd("the answer names no partition");
+        return found.partition_cnt;
     }
 
     /// Ends the thread; what it has not done is dropped. Blocks for the request under way, some seconds
@@ -368,24 +402,21 @@ private:
 
     /// @throws Error where the broker did not answer, or the topic is not for us.
     std::optional<int> AskMetadata(Handle& handle, const std::string& topic,
-                                   Clock::time_point deadline) const {
+                                   Clock::time_point deadline) {
         const Owned<rd_kafka_topic_t> local{rd_kafka_topic_new(handle.get(), topic.c_str(), nullptr)};
         const rd_kafka_metadata_t* metadata = nullptr;
         const auto what = "asking for '" + topic + "'";
         Check(rd_kafka_metadata(handle.get(), 0, local.get(), &metadata, RemainingMs(deadline)), what);
         const Owned<const rd_kafka_metadata_t> owned{metadata};
-        if (metadata->topic_cnt != 1) return std::nullopt;
-        const rd_kafka_metadata_topic_t& found = metadata->topics[0];
-        if (found.err == RD_KAFKA_RESP_ERR_UNKNOWN_TOPIC_OR_PART) return std::nullopt;
-        Check(found.err, what);
-        if (found.partition_cnt == 0) return std::nullopt;
-        return found.partition_cnt;
+        const auto count = PartitionsIn(*broker_, *metadata, topic);
+        if (count) NoteSeen(topic, *count);
+        return count;
     }
 
-    std::optional<int> Remember(const std::string& topic, std::optional<int> count) {
+    void NoteSeen(const std::string& topic, int count) {
         const std::lock_guard lock{mutex_};
-        partitions_[topic] = {count, Clock::now()};
-        return count;
+        int& most = seen_[topic];
+        most = std::max(most, count);
     }
 
     void Forget(const std::string& topic) {
@@ -393,29 +424,30 @@ private:
         partitions_.erase(topic);
     }
 
-    static bool CoversTopic(const rd_kafka_MemberDescription_t& member, const std::string& topic) {
+    static void AddPartitions(const rd_kafka_MemberDescription_t& member, const std::string& topic,
+                              std::set<std::int32_t>& numbers) {
         const auto* const assignment = rd_kafka_MemberDescription_assignment(&member);
-        if (assignment == nullptr) return false;
+        if (assignment == nullptr) return;
         const auto* const partitions = rd_kafka_MemberAssignment_partitions(assignment);
-        if (partitions == nullptr) return false;
+        if (partitions == nullptr) return;
         for (int i = 0; i < partitions->cnt; ++i) {
-            if (topic == partitions->elems[i].topic) return true;
+            const rd_kafka_topic_partition_t& entry = partitions->elems[i];
+            if (topic == entry.topic) numbers.insert(entry.partition);
         }
-        return false;
     }
 
     static Membership MembershipOf(const rd_kafka_ConsumerGroupDescription_t& group,
                                    const std::string& topic) {
+        Membership membership;
         const std::size_t members = rd_kafka_ConsumerGroupDescription_member_count(&group);
         for (std::size_t i = 0; i < members; ++i) {
-            if (CoversTopic(*rd_kafka_ConsumerGroupDescription_member(&group, i), topic)) {
-                return Membership::kListening;
-            }
+            AddPartitions(*rd_kafka_ConsumerGroupDescription_member(&group, i), topic,
+                          membership.partitions);
         }
         const auto state = rd_kafka_ConsumerGroupDescription_state(&group);
-        const bool changing = state == RD_KAFKA_CONSUMER_GROUP_STATE_PREPARING_REBALANCE ||
-                              state == RD_KAFKA_CONSUMER_GROUP_STATE_COMPLETING_REBALANCE;
-        return changing ? Membership::kRebalancing : Membership::kNone;
+        membership.rebalancing = state == RD_KAFKA_CONSUMER_GROUP_STATE_PREPARING_REBALANCE ||
+                                 state == RD_KAFKA_CONSUMER_GROUP_STATE_COMPLETING_REBALANCE;
+        return membership;
     }
 
     void Run() {
@@ -454,7 +486,7 @@ private:
 
     std::vector<std::string> FindMissing(Handle& handle, const Jobs& jobs, Results& results) {
         std::vector<std::string> missing;
-        std::set<std::string> existing;
+        std::map<std::string, int> existing;
         const bool many = jobs.size() >= kManyTopics;
         if (many) existing = AllTopics(handle);
         for (const auto& [topic, done] : jobs) {
@@ -463,6 +495,7 @@ private:
                     many ? existing.contains(topic)
                          : AskMetadata(handle, topic, Clock::now() + kPatience).has_value();
                 if (exists) {
+                    if (many) NoteSeen(topic, existing[topic]);
                     results[topic] = {};
                 } else {
                     missing.push_back(topic);
@@ -474,16 +507,18 @@ private:
         return missing;
     }
 
-    std::set<std::string> AllTopics(Handle& handle) const {
+    /// Every topic of the cluster, and how many partitions it has.
+    std::map<std::string, int> AllTopics(Handle& handle) const {
         const rd_kafka_metadata_t* metadata = nullptr;
         Check(
             rd_kafka_metadata(handle.get(), 1, nullptr, &metadata, static_cast<int>(kPatience.count())),
             "asking for the topics");
         const Owned<const rd_kafka_metadata_t> owned{metadata};
-        std::set<std::string> topics;
+        std::map<std::string, int> topics;
         for (int i = 0; i < metadata->topic_cnt; ++i) {
             const rd_kafka_metadata_topic_t& topic = metadata->topics[i];
-            if (topic.err == RD_KAFKA_RESP_ERR_NO_ERROR) topics.insert(topic.topic);
+            if (topic.err != RD_KAFKA_RESP_ERR_NO_ERROR || topic.partition_cnt <= 0) continue;
+            topics.emplace(topic.topic, topic.partition_cnt);
         }
         return topics;
     }
@@ -579,7 +614,8 @@ private:
     std::shared_ptr<Handle> handle_ = {};
     Clock::time_point next_kick_ = {};
     std::map<std::string, Known> partitions_ = {};
-    bool group_calls_ = false;  // known to be supported
+    std::map<std::string, int> seen_ = {};  // the most partitions that a topic ever had
+    bool group_calls_ = false;              // known to be supported
     Jobs jobs_ = {};
     bool closing_ = false;
     std::thread thread_ = {};

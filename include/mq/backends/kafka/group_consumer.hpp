@@ -5,11 +5,10 @@
 #include <mq/backend.hpp>
 #include <mq/backends/kafka/admin.hpp>
 #include <mq/backends/kafka/handle.hpp>
+#include <mq/backends/kafka/native.hpp>
 #include <mq/backends/kafka/record.hpp>
 #include <mq/backends/kafka/stream.hpp>
 #include <mq/detail/backoff.hpp>
-
-#include <librdkafka/rdkafka.h>
 
 #include <algorithm>
 #include <array>
@@ -107,6 +106,8 @@ public:
         } else {
             broker_->Log(LogLevel::kWarning,
                          "group '" + group_ + "' could not rebalance: " + rd_kafka_err2str(what));
+            GiveUp(Everything());
+            for (const auto& [topic, lane] : lanes_) lane->active = false;
             rd_kafka_assign(handle_->get(), nullptr);
         }
     }
@@ -121,8 +122,8 @@ private:
 
     static constexpr milliseconds kTick{1000};
     static constexpr std::size_t kBatch = 256;
-    /// How long handlers may take to finish with a partition that goes to another member.
-    static constexpr milliseconds kRevokePatience{5000};
+    /// How often a long wait looks around: whether somebody closes, say.
+    static constexpr milliseconds kSlice{100};
     static constexpr milliseconds kStoreInterval{100};
     /// How long a commit may take at the end of an assignment.
     static constexpr milliseconds kCommitPatience{3000};
@@ -500,15 +501,37 @@ private:
         }
     }
 
+    /// Partitions by their subscription.
+    using Partitions = std::map<Lane*, std::vector<std::int32_t>>;
+
     void Revoke(rd_kafka_topic_partition_list_t& partitions) {
-        const bool lost = rd_kafka_assignment_lost(handle_->get()) != 0;
-        std::map<Lane*, std::vector<std::int32_t>> going;
+        Partitions going;
         for (int i = 0; i < partitions.cnt; ++i) {
             Lane* const lane = FindLane(partitions.elems[i].topic);
             if (lane != nullptr && lane->assigned.contains(partitions.elems[i].partition)) {
                 going[lane].push_back(partitions.elems[i].partition);
             }
         }
+        GiveUp(going);
+        if (Cooperative()) {
+            Report(rd_kafka_incremental_unassign(handle_->get(), &partitions));
+        } else {
+            rd_kafka_assign(handle_->get(), nullptr);
+        }
+    }
+
+    [[nodiscard]] Partitions Everything() const {
+        Partitions all;
+        for (const auto& [topic, lane] : lanes_) {
+            for (const auto& [number, assigned] : lane->assigned) all[lane.get()].push_back(number);
+        }
+        return all;
+    }
+
+    // Before librdkafka lets them go: handlers end, and what is settled is committed, unless the
+    // partitions are with somebody else already.
+    void GiveUp(const Partitions& going) {
+        const bool lost = rd_kafka_assignment_lost(handle_->get()) != 0;
         for (const auto& [lane, numbers] : going) Fence(*lane, numbers);
         if (!lost) AwaitHandlers(going);
         for (const auto& [lane, numbers] : going) {
@@ -522,11 +545,6 @@ private:
                 lane->stream->SetPartition(number, nullptr);
             }
         }
-        if (Cooperative()) {
-            Report(rd_kafka_incremental_unassign(handle_->get(), &partitions));
-        } else {
-            rd_kafka_assign(handle_->get(), nullptr);
-        }
     }
 
     static void Fence(Lane& lane, const std::vector<std::int32_t>& numbers) {
@@ -534,15 +552,27 @@ private:
         lane.stream->WithReceiver([](backend::Receiver& receiver) { receiver.OnStale(); });
     }
 
-    // Those that run may still settle. Whoever closes has waited for its handlers before.
-    void AwaitHandlers(const std::map<Lane*, std::vector<std::int32_t>>& going) const {
-        const auto deadline = Clock::now() + kRevokePatience;
+    // Those that run may still settle. Whoever closes has waited for its handlers before. Blocks this
+    // thread, and with it the delivery to the whole group, but not the heartbeats: those are sent by a
+    // thread of librdkafka.
+    void AwaitHandlers(const Partitions& going) const {
+        const auto deadline = Clock::now() + broker_->options.RevokeWait();
         for (const auto& [lane, numbers] : going) {
-            if (lane->leaving) continue;
             for (const std::int32_t number : numbers) {
-                lane->assigned[number].partition->WaitReleased(deadline);
+                Partition& partition = *lane->assigned[number].partition;
+                while (!IsLeaving(*lane) && Clock::now() < deadline &&
+                       !partition.WaitReleased(std::min(deadline, Clock::now() + kSlice))) {
+                }
             }
         }
+    }
+
+    // Also where this thread has not been told yet.
+    [[nodiscard]] bool IsLeaving(const Lane& lane) const {
+        if (lane.leaving) return true;
+        const std::lock_guard lock{mutex_};
+        return std::any_of(removed_.begin(), removed_.end(),
+                           [&](const auto& order) { return order.first == lane.stream; });
     }
 
     static void DropPartitions(Lane& lane) {
@@ -688,7 +718,7 @@ private:
     }
 
     // At the end of an assignment, when librdkafka waits for us and the generation is the present one.
-    void CommitNow(const std::map<Lane*, std::vector<std::int32_t>>& going) {
+    void CommitNow(const Partitions& going) {
         const auto list = MakeList();
         for (const auto& [lane, numbers] : going) {
             for (const std::int32_t number : numbers) {
@@ -781,9 +811,9 @@ private:
         DropPostponed();
         const Owned<rd_kafka_error_t> error{rd_kafka_consumer_close_queue(handle_->get(), queue.get())};
         if (error != nullptr) return;
-        constexpr int kSlice = 100;
         while (rd_kafka_consumer_closed(handle_->get()) == 0 && Clock::now() < closing_by_) {
-            rd_kafka_queue_poll_callback(queue.get(), std::min(RemainingMs(closing_by_), kSlice));
+            rd_kafka_queue_poll_callback(
+                queue.get(), std::min(RemainingMs(closing_by_), static_cast<int>(kSlice.count())));
         }
     }
 

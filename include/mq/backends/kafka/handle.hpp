@@ -6,8 +6,7 @@
 #include <mq/backends/kafka/connectivity.hpp>
 #include <mq/backends/kafka/native.hpp>
 #include <mq/backends/kafka/options.hpp>
-
-#include <librdkafka/rdkafka.h>
+#include <mq/backends/kafka/redaction.hpp>
 
 #include <algorithm>
 #include <array>
@@ -86,7 +85,8 @@ private:
                          {"socket.timeout.ms", "15000"},
                          {"heartbeat.interval.ms", "1000"},
                          {"fetch.error.backoff.ms", "100"},
-                         {"queued.max.messages.kbytes", "32768"}});
+                         // For each topic: kafka.hpp says what that makes.
+                         {"queued.max.messages.kbytes", "8192"}});
         }
         return all;
     }
@@ -110,8 +110,13 @@ private:
                     {"enable.partition.eof", "true"},
                     {"allow.auto.create.topics", create}};
         }
-        // The admin handle asks for what is stored, whether its transaction has ended or not.
-        return {{"allow.auto.create.topics", "false"}, {"isolation.level", "read_uncommitted"}};
+        // The admin handle asks for what is stored, whether its transaction has ended or not. It joins
+        // no group, and names one all the same: where a coordinator that has just moved answers
+        // ListConsumerGroupOffsets, librdkafka (seen with 2.0.2, and reported up to 2.4) looks for its
+        // own group's coordinator again, and ends the process where it has no group.
+        return {{"allow.auto.create.topics", "false"},
+                {"isolation.level", "read_uncommitted"},
+                {"group.id", "mq-admin"}};
     }
 
     // librdkafka looks for timed-out messages once a second: a little less than the deadline.
@@ -150,7 +155,10 @@ public:
     /// @throws Error (kConfig) where librdkafka does not take the properties.
     Handle(std::shared_ptr<const Broker> broker, Role role, const std::vector<Property>& properties,
            HandleEvents* events, std::function<void()> connectivity_changed = {})
-        : broker_(std::move(broker)), events_(events), connectivity_(std::move(connectivity_changed)) {
+        : broker_(std::move(broker)),
+          events_(events),
+          redaction_(properties),
+          connectivity_(std::move(connectivity_changed)) {
         Owned<rd_kafka_conf_t> conf{rd_kafka_conf_new()};
         if (const std::string problem = Configure(*conf, properties); !problem.empty()) {
             throw ConfigError(problem);
@@ -215,6 +223,18 @@ public:
         return {};
     }
 
+    /// What librdkafka makes of a property, in its own words and among all of them; empty where it has
+    /// none of that name. For handles that are made of the properties.
+    static std::string Effective(const std::vector<Property>& properties, const std::string& name) {
+        const Owned<rd_kafka_conf_t> conf{rd_kafka_conf_new()};
+        for (const Property& property : properties) Set(*conf, property);
+        std::array<char, 256> text{};
+        std::size_t size = text.size();
+        if (rd_kafka_conf_get(conf.get(), name.c_str(), text.data(), &size) != RD_KAFKA_CONF_OK)
+            return {};
+        return text.data();
+    }
+
 private:
     static rd_kafka_type_t TypeOf(Role role) {
         return role == Role::kProducer ? RD_KAFKA_PRODUCER : RD_KAFKA_CONSUMER;
@@ -254,63 +274,81 @@ private:
 
     static Handle& Of(void* opaque) { return *static_cast<Handle*>(opaque); }
 
+    // The callbacks are called by C, through which nothing may be thrown.
+
     static rd_kafka_resp_err_t OnNew(rd_kafka_t* rk, const rd_kafka_conf_t*, void* opaque, char*,
-                                     std::size_t) {
+                                     std::size_t) noexcept {
         Of(opaque).watched_ = true;
         return rd_kafka_interceptor_add_on_broker_state_change(rk, "mq", &Handle::OnBrokerState,
                                                                opaque);
     }
 
     static rd_kafka_resp_err_t OnBrokerState(rd_kafka_t*, std::int32_t, const char*, const char* host,
-                                             int port, const char* state, void* opaque) {
-        Of(opaque).connectivity_.OnState(host, port, state);
+                                             int port, const char* state, void* opaque) noexcept {
+        try {
+            Of(opaque).connectivity_.OnState(host, port, state);
+        } catch (...) {
+            return RD_KAFKA_RESP_ERR__FAIL;
+        }
         return RD_KAFKA_RESP_ERR_NO_ERROR;
     }
 
-    static void OnLog(const rd_kafka_t* rk, int level, const char* facility, const char* text) {
+    static void OnLog(const rd_kafka_t* rk, int level, const char* facility,
+                      const char* text) noexcept {
+        if (rk == nullptr) return;
+        try {
+            Of(rd_kafka_opaque(rk)).TakeLine(level, facility, text);
+        } catch (...) {  // a line less
+        }
+    }
+
+    void TakeLine(int level, const std::string& facility, std::string_view line) {
         constexpr int kErrors = 3;
         constexpr int kWarnings = 4;
         constexpr int kDebug = 7;
-        if (rk == nullptr) return;
-        const std::string_view line{text};
         // A property of the other role, which an option may well be.
         if (line.find("and will be ignored by this") != std::string_view::npos) return;
-        Handle& handle = Of(rd_kafka_opaque(rk));
-        const bool routine = std::string_view{facility} == "AUTOCREATE" || line.ends_with(": retrying");
-        if (level <= kWarnings && (routine || !handle.throttle_.Allow(facility))) level = kDebug;
+        const bool routine = facility == "AUTOCREATE" || line.ends_with(": retrying");
+        if (level <= kWarnings && (routine || !throttle_.Allow(facility))) level = kDebug;
         const LogLevel mapped = level <= kErrors || level == kWarnings ? LogLevel::kWarning
                                 : level == kDebug                      ? LogLevel::kDebug
                                                                        : LogLevel::kInfo;
-        handle.broker_->Log(mapped, std::string{facility} + ": " + text);
+        broker_->Log(mapped, facility + ": " + redaction_.Of(facility, line));
     }
 
-    static void OnError(rd_kafka_t*, int code, const char* reason, void* opaque) {
-        Handle& handle = Of(opaque);
-        const auto error = static_cast<rd_kafka_resp_err_t>(code);
-        // What came before it says why.
-        if (error != RD_KAFKA_RESP_ERR__ALL_BROKERS_DOWN) {
-            handle.connectivity_.OnFailure(code, reason);
+    static void OnError(rd_kafka_t*, int code, const char* reason, void* opaque) noexcept {
+        try {
+            Of(opaque).TakeError(code, reason);
+        } catch (...) {  // an error less in the texts
         }
-        const bool allowed = handle.throttle_.Allow(rd_kafka_err2name(error));
-        handle.broker_->Log(allowed ? LogLevel::kWarning : LogLevel::kDebug, reason);
     }
 
-    static void OnReport(rd_kafka_t*, const rd_kafka_message_t* message, void* opaque) {
+    void TakeError(int code, std::string_view reason) {
+        const auto error = static_cast<rd_kafka_resp_err_t>(code);
+        const std::string text = redaction_.Of("ERROR", reason);
+        // What came before it says why.
+        if (error != RD_KAFKA_RESP_ERR__ALL_BROKERS_DOWN) connectivity_.OnFailure(code, text);
+        const bool allowed = throttle_.Allow(rd_kafka_err2name(error));
+        broker_->Log(allowed ? LogLevel::kWarning : LogLevel::kDebug, text);
+    }
+
+    static void OnReport(rd_kafka_t*, const rd_kafka_message_t* message, void* opaque) noexcept {
         Of(opaque).events_->OnReport(*message);
     }
 
     static void OnRebalance(rd_kafka_t*, rd_kafka_resp_err_t what,
-                            rd_kafka_topic_partition_list_t* partitions, void* opaque) {
+                            rd_kafka_topic_partition_list_t* partitions, void* opaque) noexcept {
         Of(opaque).events_->OnRebalance(what, *partitions);
     }
 
     static void OnCommitted(rd_kafka_t*, rd_kafka_resp_err_t error,
-                            rd_kafka_topic_partition_list_t* offsets, void* opaque) {
+                            rd_kafka_topic_partition_list_t* offsets, void* opaque) noexcept {
         Of(opaque).events_->OnCommitted(error, offsets);
     }
 
     const std::shared_ptr<const Broker> broker_;
     HandleEvents* const events_;
+    const Redaction redaction_;
     Connectivity connectivity_;
     LogThrottle throttle_ = {};
     bool watched_ = false;  // the interceptor has been added

@@ -1,6 +1,6 @@
 /// @file native.hpp
 /// What every part of the adapter needs of librdkafka: owned handles, time-outs, and its errors as
-/// errors of this library.
+/// errors of this library. The only header that includes the client library's.
 #pragma once
 
 #include <mq/backend.hpp>
@@ -67,7 +67,13 @@ struct Broker {
         return "broker '" + context.name + "' (Kafka): " + what;
     }
 
-    void Log(LogLevel level, const std::string& what) const { context.log(level, Text(what)); }
+    /// What a sink throws ends here: many lines are said in callbacks, and librdkafka is written in C.
+    void Log(LogLevel level, const std::string& what) const noexcept {
+        try {
+            context.log(level, Text(what));
+        } catch (...) {  // there is nobody left to tell
+        }
+    }
 };
 
 inline ErrorCode CodeOf(rd_kafka_resp_err_t code) {
@@ -90,6 +96,8 @@ inline ErrorCode CodeOf(rd_kafka_resp_err_t code) {
         case RD_KAFKA_RESP_ERR__RESOLVE:
         case RD_KAFKA_RESP_ERR__SSL:
         case RD_KAFKA_RESP_ERR__ALL_BROKERS_DOWN:
+        case RD_KAFKA_RESP_ERR__FATAL:
+        case RD_KAFKA_RESP_ERR__BAD_MSG:
         case RD_KAFKA_RESP_ERR_LEADER_NOT_AVAILABLE:
         case RD_KAFKA_RESP_ERR_COORDINATOR_NOT_AVAILABLE:
         case RD_KAFKA_RESP_ERR_NOT_ENOUGH_REPLICAS:

@@ -4,15 +4,12 @@
 
 #include <mq/backend.hpp>
 #include <mq/backends/kafka/admin.hpp>
-#include <mq/backends/kafka/record.hpp>
+#include <mq/backends/kafka/native.hpp>
+#include <mq/backends/kafka/producer.hpp>
 #include <mq/backends/kafka/sender.hpp>
 
-#include <librdkafka/rdkafka.h>
-
-#include <array>
 #include <atomic>
 #include <chrono>
-#include <cstddef>
 #include <cstdint>
 #include <exception>
 #include <memory>
@@ -65,62 +62,16 @@ private:
 
     // Takes the publication over where it succeeds.
     rd_kafka_resp_err_t Produce(const Line& line, std::unique_ptr<backend::Publication>& publication) {
-        if (sender_.IsEarly(publication->deadline)) return ProduceEarly(line, publication);
-        // librdkafka reads the body in place: it stays with the publication until its report.
-        const auto error = Produce(line, *publication, publication.get(), 0);
-        if (error == RD_KAFKA_RESP_ERR_NO_ERROR) static_cast<void>(publication.release());
-        return error;
-    }
-
-    rd_kafka_resp_err_t ProduceEarly(const Line& line,
-                                     std::unique_ptr<backend::Publication>& publication) {
-        const backend::Publication& message = *publication;
-        const EarlyDeadlines::Id id = sender_.early().Add(std::move(publication));
-        const auto error = Produce(line, message, Sender::Tag(id), RD_KAFKA_MSG_F_COPY);
-        if (error != RD_KAFKA_RESP_ERR_NO_ERROR) {
-            publication = sender_.early().Take(id);
-        } else if (sender_.early().Release(id)) {
-            sender_.WakeForDeadline();
-        }
-        return error;
-    }
-
-    static rd_kafka_resp_err_t Produce(const Line& line, const backend::Publication& publication,
-                                       void* opaque, int flags) {
-        const Message& message = publication.message;
-        Owned<rd_kafka_headers_t> headers = MakeHeaders(publication);
-        std::array<rd_kafka_vu_t, 7> fields;
-        std::size_t count = 0;
-        const auto add = [&](rd_kafka_vtype_t type) -> auto& {
-            fields[count].vtype = type;
-            return fields[count++].u;
-        };
-        add(RD_KAFKA_VTYPE_RKT).rkt = line.topic;
-        add(RD_KAFKA_VTYPE_MSGFLAGS).i = flags;
-        // A body of length 0 is not a missing one.
-        auto& value = add(RD_KAFKA_VTYPE_VALUE).mem;
-        value.ptr = const_cast<char*>(message.body.data());
-        value.size = message.body.size();
-        if (!message.key.empty()) {
-            auto& key = add(RD_KAFKA_VTYPE_KEY).mem;
-            key.ptr = const_cast<char*>(message.key.data());
-            key.size = message.key.size();
-        }
-        add(RD_KAFKA_VTYPE_OPAQUE).ptr = opaque;
-        add(RD_KAFKA_VTYPE_TIMESTAMP).i64 =
-            std::chrono::duration_cast<milliseconds>(message.timestamp.time_since_epoch()).count();
-        add(RD_KAFKA_VTYPE_HEADERS).headers = headers.get();
-        rd_kafka_error_t* const failed = rd_kafka_produceva(line.producer->get(), fields.data(), count);
-        if (failed != nullptr) return rd_kafka_error_code(Owned<rd_kafka_error_t>{failed}.get());
-        static_cast<void>(headers.release());
-        return RD_KAFKA_RESP_ERR_NO_ERROR;
+        return sender_.Produce(*line.producer, line.topic, publication);
     }
 
     // A line to the present producer. False where there is none; the publication is then handed back.
     bool Renew(std::unique_ptr<backend::Publication>& publication) noexcept {
         try {
+            const auto producer = sender_.Current(publication->deadline);
             const std::lock_guard lock{mutex_};
-            const auto producer = sender_.Current();
+            const Line* const known = line_.load(std::memory_order_relaxed);
+            if (known != nullptr && known->producer == producer) return true;
             if (!producer->Enter()) return true;
             auto line = std::make_unique<Line>(Line{producer, producer->Topic(destination_->address)});
             producer->Leave();

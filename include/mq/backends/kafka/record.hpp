@@ -5,8 +5,6 @@
 #include <mq/backend.hpp>
 #include <mq/backends/kafka/native.hpp>
 
-#include <librdkafka/rdkafka.h>
-
 #include <chrono>
 #include <cstddef>
 #include <cstdint>

@@ -5,18 +5,20 @@
 #include <mq/backend.hpp>
 #include <mq/backends/kafka/early_deadlines.hpp>
 #include <mq/backends/kafka/handle.hpp>
+#include <mq/backends/kafka/in_flight.hpp>
+#include <mq/backends/kafka/native.hpp>
+#include <mq/backends/kafka/producer.hpp>
+#include <mq/detail/backoff.hpp>
 #include <mq/detail/signal.hpp>
 
-#include <librdkafka/rdkafka.h>
-
 #include <algorithm>
-#include <array>
 #include <atomic>
 #include <chrono>
 #include <condition_variable>
 #include <cstddef>
 #include <cstdint>
-#include <map>
+#include <deque>
+#include <iterator>
 #include <memory>
 #include <mutex>
 #include <optional>
@@ -27,68 +29,13 @@
 
 namespace mq::kafka::detail {
 
-/// One producer handle. After a fatal error it is retired and another one takes its place.
-class Producer {
-public:
-    Producer(std::shared_ptr<const Broker> broker, HandleEvents& events)
-        : handle_(std::in_place, broker, Role::kProducer, Properties::Of(*broker, Role::kProducer),
-                  &events),
-          queue_(rd_kafka_queue_get_main(handle_->get())) {}
-
-    Producer(const Producer&) = delete;
-    Producer& operator=(const Producer&) = delete;
-    ~Producer() { Shut(); }
-
-    /// The producer can be used until Leave. False once it is retired. Thread-safe.
-    bool Enter() noexcept {
-        if ((users_.fetch_add(1) & kRetired) == 0) return true;
-        Leave();
-        return false;
-    }
-
-    void Leave() noexcept { users_.fetch_sub(1); }
-
-    /// From here on Enter is refused. Thread-safe.
-    void Retire() noexcept { users_.fetch_or(kRetired); }
-
-    [[nodiscard]] bool Retired() const noexcept { return (users_.load() & kRetired) != 0; }
-    [[nodiscard]] bool InUse() const noexcept { return (users_.load() & ~kRetired) != 0; }
-
-    /// Between Enter and Leave, and for the thread that polls.
-    [[nodiscard]] rd_kafka_t* get() const noexcept { return handle_->get(); }
-    [[nodiscard]] const Handle& handle() const noexcept { return *handle_; }
-
-    /// The topic, for as long as the producer lives; null where librdkafka refuses it. Between Enter
-    /// and Leave. Thread-safe.
-    rd_kafka_topic_t* Topic(const std::string& name) {
-        const std::lock_guard lock{mutex_};
-        Owned<rd_kafka_topic_t>& topic = topics_[name];
-        if (topic == nullptr) topic.reset(rd_kafka_topic_new(handle_->get(), name.c_str(), nullptr));
-        return topic.get();
-    }
-
-    /// Has the poll under way, or the next one, return at once. Thread-safe until Shut.
-    void Wake() noexcept { rd_kafka_queue_yield(queue_.get()); }
-
-    /// Destroys the handle. When it is retired and not in use.
-    void Shut() {
-        topics_.clear();
-        queue_.reset();
-        handle_.reset();
-    }
-
-private:
-    static constexpr std::uint64_t kRetired = 1ULL << 63u;
-
-    std::optional<Handle> handle_;
-    Owned<rd_kafka_queue_t> queue_;
-    std::atomic<std::uint64_t> users_{0};
-    std::mutex mutex_ = {};  // guards topics_
-    std::map<std::string, Owned<rd_kafka_topic_t>> topics_ = {};
-};
-
 /// Sends: owns the producer and the thread that takes its delivery reports and hands back what is
 /// finished, in batches.
+///
+/// After a fatal error the producer is replaced. What it had certainly not sent is sent by the next
+/// one, before anything that is published later, so that the order is kept; what it may have sent fails
+/// with an unknown outcome, for another producer has another identity, by which the broker cannot tell
+/// that it has the message already.
 class Sender final : public HandleEvents {
 public:
     explicit Sender(std::shared_ptr<const Broker> broker)
@@ -97,25 +44,51 @@ public:
 
     Sender(const Sender&) = delete;
     Sender& operator=(const Sender&) = delete;
-    ~Sender() { Close(Clock::now()); }
+    ~Sender() {
+        Close(Clock::now());
+        for (auto* const producers : {&retired_, &spent_}) Bury(*producers);
+    }
 
-    /// The producer to send with, made where there is none. Thread-safe.
-    /// @throws Error kClosed after Close, kConfig where librdkafka does not take the options.
-    std::shared_ptr<Producer> Current() {
-        const std::lock_guard lock{mutex_};
+    /// The producer to send with, made where there is none. Blocks while a failed one is replaced,
+    /// until the deadline at most. Thread-safe.
+    /// @throws Error kClosed after Close, kUnavailable at the deadline, kConfig where librdkafka does
+    /// not take the options.
+    std::shared_ptr<Producer> Current(Clock::time_point deadline) {
+        std::unique_lock lock{mutex_};
+        replaced_.wait_until(lock, deadline, [&] { return !replacing_ || closing_; });
         if (closing_) throw Error{ErrorCode::kClosed, broker_->Text("it is closed")};
-        if (producer_ == nullptr) producer_ = std::make_shared<Producer>(broker_, *this);
+        if (replacing_) throw Failed(failure_, Outcome::kNotSent);
+        MakeLocked();
         StartLocked();
         return producer_;
     }
 
-    /// Hands back a publication that was never sent. Thread-safe.
+    /// Gives a producer's librdkafka the message, and takes the publication over where that takes it.
+    /// Between the producer's Enter and Leave, and for the thread that polls. Thread-safe.
+    rd_kafka_resp_err_t Produce(Producer& producer, rd_kafka_topic_t* topic,
+                                std::unique_ptr<backend::Publication>& publication) {
+        if (IsEarly(publication->deadline)) return ProduceEarly(producer, topic, publication);
+        const auto value = reinterpret_cast<InFlight::Value>(publication.get());
+        const auto error = producer.Produce(topic, *publication, value, false);
+        if (error == RD_KAFKA_RESP_ERR_NO_ERROR) static_cast<void>(publication.release());
+        return error;
+    }
+
+    /// Hands back a publication that was never sent: on the thread that polls, or here and now where
+    /// that has ended. Thread-safe.
     void Fail(std::unique_ptr<backend::Publication> publication, Error error) {
         publication->error = std::make_unique<Error>(std::move(error));
-        const std::lock_guard lock{mutex_};
-        if (finished_) return;
-        failed_.PushBack(std::move(publication));
-        StartLocked();
+        backend::PublicationList failed;
+        {
+            const std::lock_guard lock{mutex_};
+            if (!finished_) {
+                failed_.PushBack(std::move(publication));
+                StartLocked();
+                return;
+            }
+        }
+        failed.PushBack(std::move(publication));
+        broker_->context.sink->OnFinished(std::move(failed));
     }
 
     /// One who waits for room in the producer's queue: reads Seen, tries, and waits.
@@ -144,37 +117,30 @@ public:
             finished_ = finished_ || !thread_.joinable();
             WakeLocked();
         }
+        replaced_.notify_all();
         room_.Raise();
         const std::lock_guard joining{join_mutex_};
         if (thread_.joinable()) thread_.join();
     }
 
-    /// Whether a deadline is so near that librdkafka, which gives every message the same time, would
-    /// report the message too late.
-    [[nodiscard]] bool IsEarly(Clock::time_point deadline) const {
-        return deadline < Clock::now() + broker_->context.send_timeout - slack_;
-    }
-
-    /// Where publications with such a deadline wait for it. Their message's opaque is Tag of their id.
-    [[nodiscard]] EarlyDeadlines& early() noexcept { return early_; }
-
-    // An address is even.
-    static void* Tag(EarlyDeadlines::Id id) noexcept {
-        return reinterpret_cast<void*>(id << 1u | 1u);  // NOLINT(performance-no-int-to-ptr): no address
-    }
-
-    /// The earliest deadline is another one. Thread-safe.
-    void WakeForDeadline() {
-        const std::lock_guard lock{mutex_};
-        WakeLocked();
-    }
-
     void OnReport(const rd_kafka_message_t& report) noexcept override {
-        std::unique_ptr<backend::Publication> publication = Reported(report._private);
+        const InFlight::Entry entry = InFlight::Take(report._private);
+        std::unique_ptr<backend::Publication> publication = PublicationOf(entry.value);
         if (publication == nullptr) return;
-        if (report.err != RD_KAFKA_RESP_ERR_NO_ERROR) SetError(*publication, report);
-        batch_.PushBack(std::move(publication));
-        if (++batched_ >= kBatch) HandBackReports();
+        if (report.err != RD_KAFKA_RESP_ERR_NO_ERROR) {
+            const Outcome outcome = OutcomeOf(report);
+            if (!FailedWithProducer(report)) {
+                SetError(*publication, report, outcome);
+            } else if (outcome == Outcome::kNotSent) {
+                returned_.push_back(
+                    {entry.number, rd_kafka_topic_name(report.rkt), std::move(publication)});
+                return;
+            } else {
+                SetError(*publication, Failed(*polled_->FatalError(), outcome));
+            }
+        }
+        PushBack(std::move(publication));
+        if (batched_ >= kBatch) HandBackReports();
     }
 
 private:
@@ -183,11 +149,51 @@ private:
     static constexpr milliseconds kSlice{50};
     /// How long purged messages may take to come back after the deadline of Close.
     static constexpr milliseconds kPurge{1000};
+    /// A producer that has worked for so long is replaced at once.
+    static constexpr std::chrono::seconds kSettled{10};
 
-    std::unique_ptr<backend::Publication> Reported(void* opaque) {
-        const auto value = reinterpret_cast<std::uintptr_t>(opaque);
-        if ((value & 1u) != 0) return early_.Take(value >> 1u);
-        return std::unique_ptr<backend::Publication>{static_cast<backend::Publication*>(opaque)};
+    /// A message that a producer had not sent when it failed.
+    struct Returned {
+        std::uint64_t number = 0;  // in the order in which that producer was given it
+        std::string topic = {};
+        std::unique_ptr<backend::Publication> publication = {};
+    };
+
+    // Whether a deadline is so near that librdkafka, which gives every message the same time, would
+    // report the message too late.
+    [[nodiscard]] bool IsEarly(Clock::time_point deadline) const {
+        return deadline < Clock::now() + broker_->context.send_timeout - slack_;
+    }
+
+    // The publication waits for its deadline here; librdkafka gets a copy.
+    rd_kafka_resp_err_t ProduceEarly(Producer& producer, rd_kafka_topic_t* topic,
+                                     std::unique_ptr<backend::Publication>& publication) {
+        const backend::Publication& message = *publication;
+        const EarlyDeadlines::Id id = early_.Add(std::move(publication));
+        const auto error = producer.Produce(topic, message, Tag(id), true);
+        if (error != RD_KAFKA_RESP_ERR_NO_ERROR) {
+            publication = early_.Take(id);
+        } else if (early_.Release(id)) {
+            const std::lock_guard lock{mutex_};
+            WakeLocked();
+        }
+        return error;
+    }
+
+    // What stands for a publication is its address, which is even, or the tag of its early deadline.
+    static InFlight::Value Tag(EarlyDeadlines::Id id) noexcept { return id << 1u | 1u; }
+    static bool IsTag(InFlight::Value value) noexcept { return (value & 1u) != 0; }
+
+    // Null where it has been handed back before.
+    std::unique_ptr<backend::Publication> PublicationOf(InFlight::Value value) {
+        if (IsTag(value)) return early_.Take(value >> 1u);
+        // NOLINTNEXTLINE(performance-no-int-to-ptr)
+        return std::unique_ptr<backend::Publication>{reinterpret_cast<backend::Publication*>(value)};
+    }
+
+    void PushBack(std::unique_ptr<backend::Publication> publication) {
+        batch_.PushBack(std::move(publication));
+        ++batched_;
     }
 
     // librdkafka still has the message, and may send it yet: the outcome is open.
@@ -196,10 +202,15 @@ private:
             Error error{ErrorCode::kTimeout, broker_->Text("no confirm within the deadline"),
                         Outcome::kUnknown};
             if (const auto reason = Unreachable()) error = Combine(error, *reason);
-            publication->error = std::make_unique<Error>(std::move(error));
-            batch_.PushBack(std::move(publication));
-            ++batched_;
+            SetError(*publication, std::move(error));
+            PushBack(std::move(publication));
         }
+    }
+
+    void MakeLocked() {
+        if (producer_ != nullptr) return;
+        producer_ = std::make_shared<Producer>(broker_, *this);
+        made_at_ = Clock::now();
     }
 
     void StartLocked() {
@@ -214,15 +225,16 @@ private:
 
     void Run() {
         while (!Closing()) {
-            const std::shared_ptr<Producer> producer = WaitForProducer();
-            if (producer != nullptr) {
-                rd_kafka_poll(producer->get(), static_cast<int>(PollTime().count()));
+            if (const std::shared_ptr<Producer> producer = WaitForProducer()) {
+                Poll(*producer, PollTime());
                 RetireAfterFatal(producer);
             }
             HandBackDue();
             HandBackReports();
             HandBackFailed();
             ServeRetired(milliseconds{0});
+            Replace();
+            Bury(spent_);
         }
         Finish();
     }
@@ -235,7 +247,7 @@ private:
     std::shared_ptr<Producer> WaitForProducer() {
         std::unique_lock lock{mutex_};
         if (producer_ == nullptr) {
-            changed_.wait_for(lock, retired_.empty() ? kIdle : kSlice,
+            changed_.wait_for(lock, Time(),
                               [&] { return producer_ != nullptr || closing_ || !failed_.empty(); });
         }
         return producer_;
@@ -245,46 +257,140 @@ private:
         const auto due = early_.Next();
         const std::lock_guard lock{mutex_};
         if (closing_ || !failed_.empty()) return milliseconds{0};
-        const milliseconds time = retired_.empty() ? kIdle : kSlice;
-        return due ? std::min(time, milliseconds{RemainingMs(*due)}) : time;
+        return due ? std::min(Time(), milliseconds{RemainingMs(*due)}) : Time();
     }
 
-    // What the producer still holds fails with its own outcome; later sends get a new one.
+    [[nodiscard]] milliseconds Time() const { return retired_.empty() && !replacing_ ? kIdle : kSlice; }
+
+    // Serves the callbacks of a producer: OnReport knows by it whose message it is about.
+    void Poll(Producer& producer, milliseconds time) {
+        polled_ = &producer;
+        rd_kafka_poll(producer.get(), static_cast<int>(time.count()));
+        polled_ = nullptr;
+    }
+
+    // -- After a fatal error --------------------------------------------------------------------
+
     void RetireAfterFatal(const std::shared_ptr<Producer>& producer) {
-        std::array<char, 512> text{};
-        if (rd_kafka_fatal_error(producer->get(), text.data(), text.size()) == 0) return;
+        auto failure = producer->FatalError();
+        if (!failure) return;
         producer->Retire();
+        broker_->Log(LogLevel::kError, "the producer has failed and is replaced: " + failure->text);
+        retired_.push_back(producer);
         {
             const std::lock_guard lock{mutex_};
-            retired_.push_back(producer);
+            replace_at_ = Clock::now();
+            if (replace_at_ - made_at_ >= kSettled) {
+                restart_.Reset();
+            } else {
+                replace_at_ += restart_.Next();
+            }
             producer_.reset();
+            replacing_ = true;
+            failure_ = std::move(*failure);
         }
         room_.Raise();
-        broker_->Log(LogLevel::kError,
-                     std::string{"the producer has failed and is replaced: "} + text.data());
     }
 
-    // Takes back what retired producers hold. Whether none is left.
-    bool ServeRetired(milliseconds poll) {
-        std::vector<std::shared_ptr<Producer>> retired;
-        {
-            const std::lock_guard lock{mutex_};
-            retired = retired_;
-        }
-        for (const auto& producer : retired) {
-            rd_kafka_purge(producer->get(), RD_KAFKA_PURGE_F_QUEUE | RD_KAFKA_PURGE_F_INFLIGHT);
-            rd_kafka_poll(producer->get(), static_cast<int>(poll.count()));
+    // Takes back what retired producers hold. Whether none holds anything any more.
+    bool ServeRetired(milliseconds time) {
+        for (const auto& producer : retired_) {
+            // Without waiting for librdkafka's threads, one of which may be waiting for a resolver.
+            rd_kafka_purge(producer->get(), RD_KAFKA_PURGE_F_QUEUE | RD_KAFKA_PURGE_F_INFLIGHT |
+                                                RD_KAFKA_PURGE_F_NON_BLOCKING);
+            Poll(*producer, time);
             HandBackReports();
-            if (producer->InUse() || rd_kafka_outq_len(producer->get()) > 0) continue;
-            producer->Shut();
-            const std::lock_guard lock{mutex_};
-            std::erase(retired_, producer);
         }
-        const std::lock_guard lock{mutex_};
+        const auto holds = [](const std::shared_ptr<Producer>& producer) {
+            return producer->InUse() || rd_kafka_outq_len(producer->get()) > 0;
+        };
+        const auto empty = std::stable_partition(retired_.begin(), retired_.end(), holds);
+        spent_.insert(spent_.end(), empty, retired_.end());
+        retired_.erase(empty, retired_.end());
         return retired_.empty();
     }
 
+    // Sends on what was not sent, once all of it has come back, and lets everybody send again.
+    void Replace() {
+        if (!replacing_) return;
+        if (retired_.empty()) KeepOrder();
+        HandBackOverdue();
+        if (!retired_.empty() || Clock::now() < replace_at_) return;
+        try {
+            std::shared_ptr<Producer> producer;
+            {
+                const std::lock_guard lock{mutex_};
+                MakeLocked();
+                producer = producer_;
+            }
+            if (!SendOn(*producer)) return;
+        } catch (const Error& error) {
+            for (Returned& each : waiting_) HandBack(std::move(each.publication), error);
+            waiting_.clear();
+            HandBackReports();
+        }
+        {
+            const std::lock_guard lock{mutex_};
+            replacing_ = false;
+        }
+        replaced_.notify_all();
+    }
+
+    // librdkafka gives messages back as it finds them. Those of the last producer come before what had
+    // not even got to it.
+    void KeepOrder() {
+        std::sort(returned_.begin(), returned_.end(),
+                  [](const Returned& a, const Returned& b) { return a.number < b.number; });
+        waiting_.insert(waiting_.begin(), std::make_move_iterator(returned_.begin()),
+                        std::make_move_iterator(returned_.end()));
+        returned_.clear();
+    }
+
+    void HandBackOverdue() {
+        const auto now = Clock::now();
+        std::deque<Returned> in_time;
+        for (Returned& each : waiting_) {
+            if (now < each.publication->deadline) {
+                in_time.push_back(std::move(each));
+            } else {
+                HandBack(std::move(each.publication), Failed(failure_, Outcome::kNotSent));
+            }
+        }
+        waiting_ = std::move(in_time);
+        HandBackReports();
+    }
+
+    // Whether nothing is left to send on.
+    bool SendOn(Producer& producer) {
+        while (!waiting_.empty()) {
+            Returned& next = waiting_.front();
+            rd_kafka_topic_t* const topic = producer.Topic(next.topic);
+            const auto error =
+                topic != nullptr ? Produce(producer, topic, next.publication) : rd_kafka_last_error();
+            // The next turn makes room, or finds out why not.
+            if (error == RD_KAFKA_RESP_ERR__QUEUE_FULL || error == RD_KAFKA_RESP_ERR__FATAL)
+                return false;
+            if (error != RD_KAFKA_RESP_ERR_NO_ERROR) {
+                HandBack(std::move(next.publication),
+                         MakeError(*broker_, "sending to '" + next.topic + "'", error));
+            }
+            waiting_.pop_front();
+        }
+        HandBackReports();
+        return true;
+    }
+
+    // Ends the handles, which takes as long as the threads of librdkafka take. The publishers still
+    // know the producers.
+    static void Bury(std::vector<std::shared_ptr<Producer>>& producers) {
+        for (const auto& producer : producers) producer->Shut();
+        producers.clear();
+    }
+
+    // -- The end --------------------------------------------------------------------------------
+
     void Finish() {
+        finishing_ = true;
         std::shared_ptr<Producer> producer;
         {
             const std::lock_guard lock{mutex_};
@@ -294,12 +400,18 @@ private:
             producer->Retire();
             room_.Raise();
             Drain(*producer);
-            const std::lock_guard lock{mutex_};
             retired_.push_back(std::move(producer));
         }
         const auto last = std::max(close_deadline_, Clock::now()) + kPurge;
         while (!ServeRetired(kSlice) && Clock::now() < last) {
         }
+        for (const auto& each : retired_) Abandon(*each);
+        KeepOrder();
+        for (Returned& each : waiting_) {
+            HandBack(std::move(each.publication), Closed(Outcome::kNotSent));
+        }
+        waiting_.clear();
+        HandBackReports();
         {
             const std::lock_guard lock{mutex_};
             finished_ = true;
@@ -309,12 +421,34 @@ private:
 
     // Waits for reports in slices, so that what is finished is handed back meanwhile.
     void Drain(Producer& producer) {
-        while (Clock::now() < close_deadline_) {
+        while (Clock::now() < close_deadline_ && !producer.FatalError()) {
             const int slice = std::min(RemainingMs(close_deadline_), static_cast<int>(kSlice.count()));
+            polled_ = &producer;
             const auto result = rd_kafka_flush(producer.get(), slice);
+            polled_ = nullptr;
             HandBackReports();
             if (result == RD_KAFKA_RESP_ERR_NO_ERROR && !producer.InUse()) return;
         }
+    }
+
+    // Hands back what librdkafka does not report, because a thread of its own is held up. It is not
+    // polled again.
+    void Abandon(Producer& producer) {
+        // Who is between Enter and Leave is about to leave: nothing there blocks for long.
+        while (producer.InUse()) Poll(producer, kSlice);
+        for (const InFlight::Entry& entry : producer.in_flight().TakeAll()) {
+            std::unique_ptr<backend::Publication> publication = PublicationOf(entry.value);
+            if (publication == nullptr) continue;
+            if (!IsTag(entry.value)) producer.Detach(publication->message);
+            HandBack(std::move(publication), Closed(Outcome::kUnknown));
+        }
+    }
+
+    // -- Handing back ---------------------------------------------------------------------------
+
+    void HandBack(std::unique_ptr<backend::Publication> publication, Error error) {
+        SetError(*publication, std::move(error));
+        PushBack(std::move(publication));
     }
 
     // With no lock held.
@@ -335,16 +469,44 @@ private:
         if (!failed.empty()) broker_->context.sink->OnFinished(std::move(failed));
     }
 
-    void SetError(backend::Publication& publication, const rd_kafka_message_t& report) const {
-        const Outcome outcome = rd_kafka_message_status(&report) == RD_KAFKA_MSG_STATUS_NOT_PERSISTED
-                                    ? Outcome::kNotSent
-                                    : Outcome::kUnknown;
+    static Outcome OutcomeOf(const rd_kafka_message_t& report) {
+        return rd_kafka_message_status(&report) == RD_KAFKA_MSG_STATUS_NOT_PERSISTED
+                   ? Outcome::kNotSent
+                   : Outcome::kUnknown;
+    }
+
+    // Whether a message failed because its producer has, and neither for its own sake nor because
+    // everything ends.
+    [[nodiscard]] bool FailedWithProducer(const rd_kafka_message_t& report) const {
+        const auto failure = polled_->FatalError();
+        const bool purged = report.err == RD_KAFKA_RESP_ERR__PURGE_QUEUE ||
+                            report.err == RD_KAFKA_RESP_ERR__PURGE_INFLIGHT;
+        return failure && (report.err == failure->code || (purged && !finishing_));
+    }
+
+    [[nodiscard]] Error Failed(const Producer::Failure& failure, Outcome outcome) const {
+        return {ErrorCode::kUnavailable,
+                broker_->Text("the producer has failed: " + failure.text),
+                outcome,
+                {failure.code, failure.text}};
+    }
+
+    [[nodiscard]] Error Closed(Outcome outcome) const {
+        return {ErrorCode::kClosed, broker_->Text("it is closed"), outcome};
+    }
+
+    static void SetError(backend::Publication& publication, Error error) {
+        publication.error = std::make_unique<Error>(std::move(error));
+    }
+
+    void SetError(backend::Publication& publication, const rd_kafka_message_t& report,
+                  Outcome outcome) const {
         const std::string topic = rd_kafka_topic_name(report.rkt);
         Error error = MakeError(*broker_, "sending to '" + topic + "'", report.err, {}, outcome);
         if (error.code() == ErrorCode::kTimeout) {
             if (const auto reason = Unreachable()) error = Combine(error, *reason);
         }
-        publication.error = std::make_unique<Error>(std::move(error));
+        SetError(publication, std::move(error));
     }
 
     // Why messages time out, where it is for want of a connection.
@@ -368,17 +530,28 @@ private:
     // Of the thread alone:
     backend::PublicationList batch_ = {};
     std::size_t batched_ = 0;
+    Producer* polled_ = nullptr;                           // whose callbacks are served
+    std::vector<std::shared_ptr<Producer>> retired_ = {};  // they hold messages, or are in use
+    std::vector<std::shared_ptr<Producer>> spent_ = {};    // retired, and nobody's any more
+    std::vector<Returned> returned_ = {};                  // of the last producer, as they come
+    std::deque<Returned> waiting_ = {};                    // for the next producer, in order
+    mq::detail::Backoff restart_{milliseconds{100}, milliseconds{5000}};
+    Clock::time_point replace_at_ = {};
+    bool finishing_ = false;
 
     mq::detail::Signal room_ = {};  // raised when reports have made room, and by Close
     std::atomic<std::size_t> waiters_{0};
 
-    mutable std::mutex mutex_ = {};  // guards everything below, but for joining thread_
-    std::condition_variable changed_ = {};
+    mutable std::mutex mutex_ = {};          // guards everything below, but for joining thread_
+    std::condition_variable changed_ = {};   // what the thread waits for
+    std::condition_variable replaced_ = {};  // what Current waits for
     std::shared_ptr<Producer> producer_ = {};
-    std::vector<std::shared_ptr<Producer>> retired_ = {};
+    Clock::time_point made_at_ = {};
+    bool replacing_ = false;          // written by the thread alone
+    Producer::Failure failure_ = {};  // of the last one that failed; likewise
     backend::PublicationList failed_ = {};
     bool closing_ = false;
-    bool finished_ = false;  // nothing goes to the sink any more
+    bool finished_ = false;  // the thread hands nothing back any more
     Clock::time_point close_deadline_ = {};
     std::thread thread_ = {};
     std::mutex join_mutex_ = {};  // held while thread_ is joined

@@ -8,8 +8,6 @@
 #include <mq/backends/kafka/partition.hpp>
 #include <mq/detail/signal.hpp>
 
-#include <librdkafka/rdkafka.h>
-
 #include <atomic>
 #include <chrono>
 #include <condition_variable>
