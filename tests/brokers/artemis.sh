@@ -9,7 +9,8 @@
 #         of those protocols. With MQ_ARTEMIS_TLS_DIR (or MQ_RABBITMQ_TLS_DIR) set at the first start to
 #         a folder with ca.pem, cert.pem and key.pem, DIR/url-tls is the same broker by TLS, and
 #         DIR/tls/ca.pem what vouches for it. DIR/url-mtls takes a client's certificate instead of a
-#         password (SASL EXTERNAL): cert.pem is that of the user.
+#         password (SASL EXTERNAL): cert.pem is that of the user. An address that begins with what
+#         DIR/declared-prefix has in it must exist already: the broker makes none.
 # kill    SIGKILL, and waits until the process is gone.
 # stop    SIGTERM, and SIGKILL after 20 seconds.
 # pause   SIGSTOP; resume undoes it.
@@ -95,6 +96,10 @@ needClientAuth=true;saslMechanisms=EXTERNAL</acceptor>"
         <default-address-routing-type>MULTICAST</default-address-routing-type>
         <default-queue-routing-type>MULTICAST</default-queue-routing-type>
       </address-setting>
+      <address-setting match="declared.#">
+        <auto-create-queues>false</auto-create-queues>
+        <auto-create-addresses>false</auto-create-addresses>
+      </address-setting>
     </address-settings>
     <addresses>
       <address name="DLQ"><anycast><queue name="DLQ"/></anycast></address>
@@ -145,6 +150,7 @@ prepare() {
         printf 'artemiss://%s@localhost:%s\n' "$user:$password" "${ports[3]}" >"$dir/url-tls"
         printf 'artemiss://localhost:%s\n' "${ports[4]}" >"$dir/url-mtls"
     fi
+    echo declared. >"$dir/declared-prefix"
     printf 'artemis://%s:%s\n' "$credentials" "${ports[0]}" >"$dir/url"
 }
 

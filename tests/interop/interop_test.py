@@ -7,8 +7,11 @@ names.
 
 import os
 import pathlib
+import queue
 import subprocess
 import sys
+import threading
+import time
 import unittest
 import uuid
 
@@ -18,22 +21,46 @@ PATIENCE = 60  # seconds
 BODY = "Zoë".encode() + bytes(range(256))
 
 
+# What has another form in Java's own encoding of text: beyond U+FFFF, and U+0000.
+TEXT = "Zoë 😀 a\0b"
+
+
 class Relay:
-    """The program that uses mq."""
+    """The program that uses mq. Every wait ends with an exception after PATIENCE seconds."""
 
     def __init__(self, *arguments):
         self._process = subprocess.Popen([os.environ["MQ_TEST_RELAY"], *arguments],
                                          stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        self._lines = queue.Queue()
+        self._reader = threading.Thread(target=self._read_lines)
+        self._reader.start()
+
+    def _read_lines(self):
+        for line in self._process.stdout:
+            self._lines.put(line.rstrip("\n"))
+        self._lines.put(None)
+
+    def _line(self):
+        try:
+            line = self._lines.get(timeout=PATIENCE)
+        except queue.Empty:
+            raise AssertionError("the program that uses mq says nothing") from None
+        if line is None:
+            raise AssertionError("the program that uses mq has ended")
+        return line
 
     def __enter__(self):
         return self
 
     def __exit__(self, *_):
         self._process.kill()
-        self._process.communicate()
+        self._reader.join()
+        self._process.stdin.close()
+        self._process.stdout.close()
+        self._process.wait()
 
     def expect(self, line):
-        said = self._process.stdout.readline().strip()
+        said = self._line()
         if said != line:
             raise AssertionError(f"the program that uses mq said {said!r} instead of {line!r}")
 
@@ -47,23 +74,24 @@ class Relay:
     def read(self):
         """The fields of the next message, and its headers."""
         fields, headers = {}, {}
-        for line in self._process.stdout:
-            name, *values = line.rstrip("\n").split(" ")
-            if name == "end":
-                return fields, headers
+        while (line := self._line()) != "end":
+            name, *values = line.split(" ")
             values = [bytes.fromhex(value) for value in values]
             if name == "header":
                 headers[values[0].decode()] = values[1].decode()
             else:
                 fields[name] = values[0]
-        raise AssertionError("the program that uses mq has ended")
+        return fields, headers
 
 
 class Interop:
     """What holds on every broker. A broker's own class says what things are called there."""
 
     folder_variable = ""
-    key_header = None  # where the broker shows a STOMP client the group that a message belongs to
+    # Where the broker shows a STOMP client the group that a message belongs to, if it does, and the id.
+    key_header = None
+    id_header = None
+    id_prefix = ""
 
     def setUp(self):
         folder = os.environ.get(self.folder_variable)
@@ -97,17 +125,36 @@ class Interop:
     def test_a_stomp_client_reads_what_mq_sent(self):
         client = self.client()
         self.subscribe(client)
-        self.send_by_mq({"body": BODY, "key": b"customer-7", "id": b"order-1",
-                         "correlation_id": b"request-1", "content_type": b"application/json"},
+        before = time.time()
+        self.send_by_mq({"body": BODY, "key": b"customer-7", "id": b"order-1", "reply_to": b"answers",
+                         "correlation_id": b"request-1", "content_type": b"image/png"},
                         {"tenant": "acme", "text": "a: b\\c\nZoë"})
         message = client.receive()
         self.assertEqual(message.body, BODY)
+        self.assertEqual(message.headers[self.id_header], self.id_prefix + "order-1")
+        self.assertEqual(message.headers["reply-to"].removeprefix("/queue/").removeprefix("queue://"),
+                         "answers")
+        self.assertAlmostEqual(int(message.headers["timestamp"]) / 1000, before, delta=PATIENCE)
+        self.assertEqual(self.content_type_of(message), "image/png")
         self.assertEqual(message.headers["tenant"], "acme")
         self.assertEqual(message.headers["text"], "a: b\\c\nZoë")
         if self.key_header:
             self.assertEqual(message.headers[self.key_header], "customer-7")
         self.assertEqual(message.headers["correlation-id"], "request-1")
         self.assertEqual(message.headers["persistent"], "true")
+
+    def content_type_of(self, message):
+        return message.headers.get("mq-content-type", message.headers["JMS_AMQP_ContentType"])
+
+    def test_a_stomp_client_reads_text_that_mq_sent(self):
+        client = self.client()
+        self.subscribe(client)
+        for text in ("Zoë", TEXT):
+            for content_type in ("text/plain", "application/json"):
+                self.send_by_mq({"body": text.encode(), "content_type": content_type.encode()}, {})
+                message = client.receive()
+                self.assertEqual(message.body, text.encode())
+                self.assertEqual(self.content_type_of(message), content_type)
 
     def test_mq_reads_bytes_that_a_stomp_client_sent(self):
         relay = self.receive_by_mq(1)
@@ -124,6 +171,13 @@ class Interop:
         relay = self.receive_by_mq(1)
         self.send(self.client(), "Zoë".encode(), as_text=True)
         self.assertEqual(relay.read()[0]["body"], "Zoë".encode())
+
+    def test_mq_reads_any_text_that_a_stomp_client_sent_as_bytes(self):
+        relay = self.receive_by_mq(1)
+        self.send(self.client(), TEXT.encode(), {"content-type": "text/plain", "reply-to": "/queue/answers"})
+        fields, _ = relay.read()
+        self.assertEqual(fields["body"], TEXT.encode())
+        self.assertIn(b"answers", fields["reply_to"])
 
     def test_the_messages_of_a_key_stay_in_order_across_the_two(self):
         relay = self.receive_by_mq(20)
@@ -145,6 +199,7 @@ class Interop:
 
 class ActiveMq(Interop, unittest.TestCase):
     folder_variable = "MQ_TEST_ACTIVEMQ_DIR"
+    id_header = "mq-id"
 
     def subscribe(self, client):
         client.subscribe(f"/topic/VirtualTopic.{self.address}")
@@ -159,6 +214,8 @@ class ActiveMq(Interop, unittest.TestCase):
 class Artemis(Interop, unittest.TestCase):
     folder_variable = "MQ_TEST_ARTEMIS_DIR"
     key_header = "_AMQ_GROUP_ID"
+    id_header = "NATIVE_MESSAGE_ID"
+    id_prefix = "ID:AMQP_NO_PREFIX:"
 
     def subscribe(self, client):
         client.subscribe(self.address, {"subscription-type": "MULTICAST"})

@@ -15,8 +15,8 @@
 #include <cstddef>
 #include <cstdlib>
 #include <iostream>
-#include <latch>
 #include <mutex>
+#include <semaphore>
 #include <sstream>
 #include <stdexcept>
 #include <string>
@@ -27,6 +27,7 @@
 namespace {
 
 constexpr const char* kTopic = "orders";
+constexpr std::chrono::minutes kPatience{2};
 
 std::string ToHex(std::string_view bytes) {
     constexpr std::string_view kDigits = "0123456789abcdef";
@@ -98,20 +99,20 @@ void Send(mq::Client& client) {
 void Receive(mq::Client& client, const std::string& group, std::ptrdiff_t count) {
     std::mutex writing;
     std::ptrdiff_t left = count;  // guarded by writing
-    std::latch done{1};
+    std::binary_semaphore done{0};
     const mq::Subscription subscription = client.RecvMsg(kTopic,
                                                          [&](const mq::Message& message) {
                                                              const std::lock_guard lock{writing};
                                                              if (left == 0) return;
                                                              std::cout << Write(message) << std::flush;
-                                                             if (--left == 0) done.count_down();
+                                                             if (--left == 0) done.release();
                                                          },
                                                          {.group = group});
     {
         const std::lock_guard lock{writing};
         std::cout << "ready" << std::endl;
     }
-    done.wait();
+    if (!done.try_acquire_for(kPatience)) throw std::runtime_error{"the messages did not come"};
 }
 
 }  // namespace

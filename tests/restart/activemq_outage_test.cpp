@@ -117,7 +117,7 @@ TEST_CASE("ActiveMQ: in an outage, what was written is of unknown outcome and th
         REQUIRE(client.Send(destination, "before") == nullptr);
         broker.Pause();
         const auto publisher = client.backend->MakePublisher(destination);
-        publisher->Publish(MakePublication("written", "", 1s));
+        publisher->Publish(MakePublication("written", "", 5s));
         REQUIRE(client.sink.WaitForFailed(1));
         CHECK(client.sink.At(1).error->code() == ErrorCode::kTimeout);
         CHECK(client.sink.At(1).error->outcome() == Outcome::kUnknown);
@@ -140,10 +140,11 @@ TEST_CASE("ActiveMQ: a repeated message says that it may be a duplicate",
         REQUIRE(client.Send(destination, "before") == nullptr);
         broker.Pause();
         const auto publisher = client.backend->MakePublisher(destination);
-        publisher->Publish(MakePublication("written", "", 100s));
-        publisher->Publish(MakePublication("failed", "", 100ms));
+        publisher->Publish(MakePublication("written", "", 300s));
+        publisher->Publish(MakePublication("failed", "", 5s));
         // By then both are written.
         REQUIRE(client.sink.WaitForFailed(1));
+        REQUIRE(client.sink.At(1).error->outcome() == Outcome::kUnknown);
         broker.Kill();
         broker.Start();
         REQUIRE(client.sink.WaitForConfirmed(2, 60s));
@@ -193,17 +194,23 @@ TEST_CASE("ActiveMQ: closing is prompt while the broker stands still", "[activem
         const auto consumer = client.SubscribeActive(destination, "g", receiver);
         REQUIRE(client.Send(destination, "before") == nullptr);
         broker.Pause();
-        client.backend->MakePublisher(destination)->Publish(MakePublication("written"));
+        const auto publisher = client.backend->MakePublisher(destination);
+        publisher->Publish(MakePublication("written", "", 300s));
+        publisher->Publish(MakePublication("failed", "", 5s));
+        // By then both are written.
+        REQUIRE(client.sink.WaitForFailed(1));
+        REQUIRE(client.sink.At(1).error->outcome() == Outcome::kUnknown);
         newcomer.backend->MakePublisher(destination)->Publish(MakePublication("never written"));
         const auto begin = mq::backend::Clock::now();
         consumer->Stop();
         consumer->Close(After(200ms));
         client.backend->Close(After(200ms));
         newcomer.backend->Close(After(200ms));
-        CHECK(mq::backend::Clock::now() < begin + 4s);
-        REQUIRE(client.sink.Count() == 2);
-        CHECK(client.sink.At(1).error->code() == ErrorCode::kClosed);
-        CHECK(client.sink.At(1).error->outcome() == Outcome::kUnknown);
+        // Not as long as a link, a heartbeat or a login is waited for.
+        CHECK(mq::backend::Clock::now() < begin + 9s);
+        REQUIRE(client.sink.Count() == 3);
+        CHECK(client.sink.At(2).error->code() == ErrorCode::kClosed);
+        CHECK(client.sink.At(2).error->outcome() == Outcome::kUnknown);
         REQUIRE(newcomer.sink.Count() == 1);
         CHECK(newcomer.sink.At(0).error->outcome() == Outcome::kNotSent);
     });

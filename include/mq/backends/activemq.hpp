@@ -5,7 +5,8 @@
 ///
 /// **URL.** `artemis://USER:PASSWORD@HOST:PORT,HOST:PORT`, ports 5672 and 5671 (by TLS). Several hosts
 /// are tried in turn. **Options** are those of mq::activemq::Options, by the same names, and
-/// tls.verify, tls.ca, tls.cert and tls.key.
+/// tls.verify, tls.ca, tls.cert and tls.key. By TLS, the host must be one of the certificate's DNS
+/// names: Proton does not look at the IP addresses in it, so that a URL with an address is refused.
 ///
 /// **Addresses.** With Classic, `NAME` is the virtual topic `topic://VirtualTopic.NAME` (option
 /// topic_name), and a group the queue `Consumer.GROUP.VirtualTopic.NAME` (queue_name) that it feeds.
@@ -15,20 +16,31 @@
 /// missing, as they are configured to.
 ///
 /// **Messages** are durable. Their body is one data section, which JMS clients read as a BytesMessage
-/// or, with a content type that is text, a TextMessage. The key is the group-id, JMSXGroupID. Headers
-/// are application properties, and all are texts: a number or truth value of another program is
-/// received as text. The order of headers, a name that occurs twice, and values that are no text are
-/// kept in the property mq-headers, and reply_to as it was sent in mq-reply-to.
+/// or, with a content type that is text, a TextMessage. Classic keeps a TextMessage in a form that has
+/// no NUL and nothing beyond U+FFFF: there such a body travels as application/octet-stream, a
+/// BytesMessage, with its content type in mq-content-type. The key is the group-id, JMSXGroupID.
+/// Headers are application properties, and all are texts: a number or truth value of another program is
+/// received as text. The order of headers, a name that occurs twice, values that are no text, and names
+/// that begin with JMS, AMQ_SCHEDULED_ or _AMQ_, which the brokers would act on, are kept in the
+/// property mq-headers, and reply_to as it was sent in mq-reply-to.
 ///
-/// **Outcomes.** A broker that rejects or releases a message does not have it: kRefused, not sent.
-/// Neither broker reports that no queue takes a message.
+/// **Messages of other programs.** A text is received as its UTF-8, one section of data as it is; of
+/// several sections of data Proton gives the last one alone. Classic does not give out at all what a
+/// STOMP client wrote as text with characters beyond U+FFFF (seen with 5.18). Any other body (a number,
+/// a MapMessage) is received as a text for people to read, which has no fixed form.
 ///
-/// **Redelivery.** A message counts as redelivered by the broker's delivery-count. Neither broker
-/// counts what a consumer that was closed in good order had not settled.
+/// **Outcomes.** A broker that rejects or releases a message does not have it, and it was not sent: the
+/// error is kRefused, or what the broker's reason says (kAccessDenied, kTooLarge). Neither broker
+/// reports that no queue takes a message.
+///
+/// **Redelivery.** A message counts as redelivered by the broker's delivery-count, and where this
+/// client has had it before and given it back unsettled. Neither broker counts what a consumer that was
+/// closed in good order, or lost its connection, had not settled, so that to another process it is new.
 ///
 /// **Backlog.** Artemis is asked by its management address, activemq.management, which the user needs
 /// the permission `manage` for; Classic by its statisticsBrokerPlugin, which must be configured. Both
-/// count what is delivered and not settled, wherever, so that the answer is exact.
+/// count what is delivered and not settled, wherever, so that the answer is exact. Where there is no
+/// queue of the group it is not: a queue by another name may be what the group's members read.
 #pragma once
 
 #include <mq/backend.hpp>
@@ -98,9 +110,16 @@ public:
     backend::Backlog CheckBacklog(const backend::Destination& destination, const std::string& group,
                                   backend::Clock::time_point deadline) noexcept override;
 
+    [[nodiscard]] backend::Limits GetLimits() const override {
+        return {.message_bytes = settings_->options.max_message_size};
+    }
+
     void Close(backend::Clock::time_point deadline) noexcept override {
+        // Both at once: neither waits for what the other one waits for.
+        publishing_.BeginClose(deadline);
+        consuming_.BeginClose(deadline);
         publishing_.Close(deadline);
-        consuming_.Close();
+        consuming_.Close(deadline);
     }
 
 private:
@@ -117,8 +136,11 @@ private:
         return std::make_shared<const detail::Settings>(std::move(settings));
     }
 
-    // What the broker says of the queue of a group.
-    detail::Inquiry::Answer Ask(const std::string& queue, backend::Clock::time_point deadline);
+    // What the broker says of a group's queue, or of all groups'.
+    detail::Inquiry::Answer Ask(detail::Question question, backend::Clock::time_point deadline);
+
+    backend::Listening CheckAnybody(const backend::Destination& destination, const Topology& topology,
+                                    backend::Clock::time_point deadline);
 
     const std::shared_ptr<const detail::Settings> settings_;
     detail::PublishingLoop publishing_;
@@ -127,7 +149,7 @@ private:
 
 // A client that only publishes asks by its publishing connection, and one that does neither connects
 // now.
-inline detail::Inquiry::Answer Backend::Ask(const std::string& queue,
+inline detail::Inquiry::Answer Backend::Ask(detail::Question question,
                                             backend::Clock::time_point deadline) {
     const bool publishes_only = !consuming_.Started() && publishing_.Started();
     if (!consuming_.Started() && !publishing_.Started()) consuming_.Start();
@@ -135,8 +157,8 @@ inline detail::Inquiry::Answer Backend::Ask(const std::string& queue,
     // A little earlier than the caller's patience ends, so that silence is told by who knows the
     // reason.
     const auto now = backend::Clock::now();
-    const auto inquiry =
-        std::make_shared<detail::Inquiry>(queue, now + (std::max(deadline, now) - now) / 10 * 9);
+    const auto inquiry = std::make_shared<detail::Inquiry>(
+        std::move(question), now + (std::max(deadline, now) - now) / 10 * 9);
     if (!mailbox.Ask(inquiry)) {
         inquiry->Fail(
             {ErrorCode::kUnavailable,
@@ -155,14 +177,10 @@ inline backend::Listening Backend::CheckListening(const backend::Destination& de
                                                   backend::Clock::time_point deadline) noexcept {
     using Answer = backend::Listening::Answer;
     try {
-        if (group.empty()) {
-            if (consuming_.Consumes(destination.address)) return {Answer::kYes, {}};
-            return {Answer::kUnknown, settings_->broker + " cannot tell which groups there are for " +
-                                          destination.address + ": name them in the topic's `groups`"};
-        }
         const Topology topology{destination, settings_->flavor, settings_->options};
+        if (group.empty()) return CheckAnybody(destination, topology, deadline);
         const std::string queue = topology.SourceOf(group).queue;
-        const auto answer = Ask(queue, deadline);
+        const auto answer = Ask({queue}, deadline);
         if (answer.failure) return {Answer::kUnknown, answer.failure->text};
         if (answer.queue && answer.queue->consumers > 0) return {Answer::kYes, {}};
         return {Answer::kNo,
@@ -174,6 +192,24 @@ inline backend::Listening Backend::CheckListening(const backend::Destination& de
     }
 }
 
+// Whether any group listens.
+inline backend::Listening Backend::CheckAnybody(const backend::Destination& destination,
+                                                const Topology& topology,
+                                                backend::Clock::time_point deadline) {
+    using Answer = backend::Listening::Answer;
+    if (consuming_.Consumes(destination.address)) return {Answer::kYes, {}};
+    const auto queues = topology.AllQueues();
+    if (!queues) {
+        return {Answer::kUnknown, settings_->broker + " cannot tell which groups there are for " +
+                                      destination.address + ": name them in the topic's `groups`"};
+    }
+    const auto answer = Ask({*queues, !topology.IsQueue()}, deadline);
+    if (answer.failure) return {Answer::kUnknown, answer.failure->text};
+    if (answer.queue && answer.queue->consumers > 0) return {Answer::kYes, {}};
+    return {Answer::kNo,
+            settings_->broker + ": nobody consumes what is sent to " + destination.address};
+}
+
 inline backend::Backlog Backend::CheckBacklog(const backend::Destination& destination,
                                               const std::string& group,
                                               backend::Clock::time_point deadline) noexcept {
@@ -181,12 +217,22 @@ inline backend::Backlog Backend::CheckBacklog(const backend::Destination& destin
     backend::Backlog backlog;
     try {
         const Topology topology{destination, settings_->flavor, settings_->options};
-        const auto answer = Ask(topology.SourceOf(group).queue, deadline);
+        const std::string queue = topology.SourceOf(group).queue;
+        const auto answer = Ask({queue}, deadline);
         if (answer.failure) {
             backlog.reason = answer.failure->text;
             return backlog;
         }
-        backlog.messages = answer.queue ? answer.queue->messages : 0;
+        if (!answer.queue) {
+            backlog.reason = settings_->broker + ": there is no queue " + queue;
+            if (consuming_.ConsumesQueue(queue)) {
+                backlog.reason += ", although this client consumes it";
+            } else {
+                backlog.answer = Answer::kDrained;
+            }
+            return backlog;
+        }
+        backlog.messages = answer.queue->messages;
         backlog.answer = backlog.messages > 0 ? Answer::kNotDrained : Answer::kDrained;
         backlog.exact = true;
     } catch (const std::exception& error) {

@@ -26,6 +26,7 @@ namespace mq::activemq::detail {
 inline constexpr std::string_view kOwnPrefix = "mq-";
 inline constexpr const char* kHeadersProperty = "mq-headers";
 inline constexpr const char* kIdProperty = "mq-id";
+inline constexpr const char* kContentTypeProperty = "mq-content-type";
 inline constexpr const char* kKeyProperty = "mq-key";
 inline constexpr const char* kReplyToProperty = "mq-reply-to";
 inline constexpr const char* kDuplicateProperty = "mq-possible-duplicate";
@@ -58,6 +59,19 @@ inline proton::message_id ToId(const std::string& id) {
     return IsUtf8(id) ? proton::message_id{id} : proton::message_id{proton::binary{id}};
 }
 
+inline constexpr const char* kBytes = "application/octet-stream";
+
+/// Whether Classic would give back other bytes than it got. A body whose content type says that it is
+/// text becomes a TextMessage, which keeps its text in Java's modified UTF-8 (seen with 5.18): what
+/// lies beyond U+FFFF, and U+0000, is written otherwise there.
+inline bool IsChangedByClassic(const Message& message) {
+    return !message.content_type.empty() &&
+           std::any_of(message.body.begin(), message.body.end(), [](char c) {
+               const auto byte = static_cast<unsigned char>(c);
+               return byte == 0 || byte >= 0xF0;
+           });
+}
+
 /// Fills in `encoded`, a message without content, from a publication.
 ///
 /// Classic (seen with 5.18) takes a message-id for one of its own when a STOMP client acknowledges the
@@ -75,7 +89,12 @@ inline void Encode(const backend::Publication& publication, Flavor flavor, proto
         properties.put(kIdProperty, PercentEncoded(message.id));
     }
     if (!message.correlation_id.empty()) encoded.correlation_id(ToId(message.correlation_id));
-    if (!message.content_type.empty()) encoded.content_type(message.content_type);
+    if (flavor == Flavor::kClassic && IsChangedByClassic(message)) {
+        encoded.content_type(kBytes);
+        properties.put(kContentTypeProperty, message.content_type);
+    } else if (!message.content_type.empty()) {
+        encoded.content_type(message.content_type);
+    }
     const auto since = message.timestamp.time_since_epoch();
     encoded.creation_time(
         proton::timestamp{std::chrono::floor<std::chrono::milliseconds>(since).count()});
@@ -116,7 +135,18 @@ std::string TextOf(const Value& value) {
     }
 }
 
-/// Reads the application properties: the map of headers, and what is our own.
+/// What `read` returns, as text; empty where another program wrote a type that has no place there.
+template <typename Read>
+std::string TextFrom(Read read) {
+    try {
+        return TextOf(read());
+    } catch (const proton::error&) {
+        return {};
+    }
+}
+
+/// Reads the application properties: the map of headers, and what is our own. Takes whatever another
+/// program has written: nothing in them is a reason not to receive a message.
 struct Properties {
     explicit Properties(const proton::message& message) {
         const proton::value& all = message.properties().value();
@@ -125,30 +155,11 @@ struct Properties {
         proton::codec::start start;
         decoder >> start;
         for (std::size_t i = 0; i + 1 < start.size; i += 2) {
-            std::string name;
-            proton::scalar value;
-            decoder >> name >> value;
-            Add(std::move(name), value);
-        }
-    }
-
-    void Add(std::string name, const proton::scalar& value) {
-        // Artemis gives messages of other protocols a property without a value.
-        if (value.empty()) return;
-        if (!name.starts_with(kOwnPrefix)) {
-            headers.insert_or_assign(std::move(name), TextOf(value));
-        } else if (name == kHeadersProperty) {
-            list = TextOf(value);
-        } else if (name == kIdProperty) {
-            id = mq::detail::PercentDecode(TextOf(value));
-        } else if (name == kKeyProperty) {
-            key = mq::detail::PercentDecode(TextOf(value));
-        } else if (name == kReplyToProperty) {
-            reply_to = mq::detail::PercentDecode(TextOf(value));
-        } else if (name == kDuplicateProperty) {
-            possible_duplicate = true;
-        } else if (name == kSenderProperty) {
-            sender = TextOf(value);
+            std::string name = Next(decoder);
+            // Artemis gives messages of other protocols a property without a value.
+            const bool nothing = decoder.next_type() == proton::NULL_TYPE;
+            std::string value = Next(decoder);
+            if (!nothing) Add(std::move(name), std::move(value));
         }
     }
 
@@ -157,9 +168,55 @@ struct Properties {
     std::optional<std::string> id = {};
     std::optional<std::string> key = {};
     std::optional<std::string> reply_to = {};
+    std::optional<std::string> content_type = {};
     bool possible_duplicate = false;
     std::string sender = {};
+
+private:
+    static std::string Next(proton::codec::decoder& decoder) {
+        if (decoder.next_type() == proton::STRING) {
+            std::string text;
+            decoder >> text;
+            return text;
+        }
+        proton::value value;
+        decoder >> value;
+        return TextOf(value);
+    }
+
+    void Add(std::string name, std::string value) {
+        if (!name.starts_with(kOwnPrefix)) {
+            headers.insert_or_assign(std::move(name), std::move(value));
+        } else if (name == kHeadersProperty) {
+            list = std::move(value);
+        } else if (name == kIdProperty) {
+            id = PercentDecodedOrRaw(value);
+        } else if (name == kKeyProperty) {
+            key = PercentDecodedOrRaw(value);
+        } else if (name == kReplyToProperty) {
+            reply_to = PercentDecodedOrRaw(value);
+        } else if (name == kContentTypeProperty) {
+            content_type = std::move(value);
+        } else if (name == kDuplicateProperty) {
+            possible_duplicate = true;
+        } else if (name == kSenderProperty) {
+            sender = std::move(value);
+        }
+    }
 };
+
+/// The headers of a message, in their order where a list says it.
+inline Headers HeadersFrom(Properties& properties) {
+    HeaderMap& map = properties.headers;
+    if (!properties.list.empty()) {
+        try {
+            return HeadersOf(map, properties.list);
+        } catch (const std::invalid_argument&) {
+            // Another program wrote the list, and the map is all there is.
+        }
+    }
+    return {map.begin(), map.end()};
+}
 
 inline std::chrono::system_clock::time_point FromMilliseconds(std::int64_t milliseconds) {
     using Time = std::chrono::system_clock::time_point;
@@ -172,11 +229,10 @@ inline std::chrono::system_clock::time_point FromMilliseconds(std::int64_t milli
 }
 
 /// Reads a received message. Returns what Publication::sender was.
-/// @throws proton::error or std::invalid_argument where another program wrote nonsense.
 inline std::string Decode(const proton::message& received, Message& message) {
     message.body = TextOf(received.body());
-    message.id = TextOf(received.id());
-    message.correlation_id = TextOf(received.correlation_id());
+    message.id = TextFrom([&] { return received.id(); });
+    message.correlation_id = TextFrom([&] { return received.correlation_id(); });
     message.content_type = received.content_type();
     message.reply_to = received.reply_to();
     message.key = received.group_id();
@@ -186,10 +242,9 @@ inline std::string Decode(const proton::message& received, Message& message) {
     if (properties.id) message.id = *std::move(properties.id);
     if (properties.key) message.key = *std::move(properties.key);
     if (properties.reply_to) message.reply_to = *std::move(properties.reply_to);
+    if (properties.content_type) message.content_type = *std::move(properties.content_type);
     message.redelivered = message.redelivered || properties.possible_duplicate;
-    message.headers = properties.list.empty()
-                          ? Headers{properties.headers.begin(), properties.headers.end()}
-                          : HeadersOf(std::move(properties.headers), properties.list);
+    message.headers = HeadersFrom(properties);
     return std::move(properties.sender);
 }
 

@@ -24,11 +24,12 @@
 
 namespace mq::activemq::detail {
 
-/// The options of a connection to one of the URL's hosts.
+/// The options of a connection to one of the URL's hosts. `system` names the file with the certificates
+/// that count where tls.ca says none; empty where there is no such file.
 /// @throws proton::error where the certificates cannot be read.
-inline proton::connection_options ConnectionOptions(const Url& url, const Options& options,
-                                                    const std::string& host,
-                                                    proton::messaging_handler& handler) {
+inline proton::connection_options ConnectionOptions(
+    const Url& url, const Options& options, const std::string& host, proton::messaging_handler& handler,
+    const std::string& system = mq::detail::SystemCertificates()) {
     proton::connection_options made{handler};
     // The name that the certificate must be for, too.
     made.virtual_host(host);
@@ -48,11 +49,12 @@ inline proton::connection_options ConnectionOptions(const Url& url, const Option
     if (!UsesTls(url)) return made;
     using proton::ssl;
     const auto verify = options.tls_verify ? ssl::VERIFY_PEER_NAME : ssl::ANONYMOUS_PEER;
-    const std::string trusted =
-        options.tls_ca.empty() ? mq::detail::SystemCertificates() : options.tls_ca;
+    std::string trusted = options.tls_ca.empty() ? system : options.tls_ca;
     if (options.tls_verify && trusted.empty()) {
         throw proton::error("no trusted certificates were found, set the option tls.ca");
     }
+    // Proton wants a file, also where nothing is verified.
+    if (trusted.empty()) trusted = options.tls_cert;
     if (!options.tls_cert.empty()) {
         const proton::ssl_certificate own{options.tls_cert, options.tls_key};
         made.ssl_client_options(proton::ssl_client_options{own, trusted, verify});
@@ -144,6 +146,8 @@ public:
     [[nodiscard]] std::uint64_t Written() const noexcept { return written_; }
     /// Why Read or Write found the connection broken.
     [[nodiscard]] const Failure& Broken() const noexcept { return broken_; }
+    /// What the engine has found wrong with what it read, the certificate for one; empty for nothing.
+    [[nodiscard]] proton::error_condition EngineError() const { return driver_.transport().error(); }
 
 private:
     static constexpr int kReadsPerTurn = 64;

@@ -5,6 +5,7 @@
 
 #include <mq/backend.hpp>
 #include <mq/backends/activemq/codec.hpp>
+#include <mq/backends/activemq/given_back.hpp>
 #include <mq/backends/activemq/io_loop.hpp>
 #include <mq/backends/activemq/links.hpp>
 #include <mq/backends/activemq/mailbox.hpp>
@@ -66,7 +67,13 @@ public:
 
     std::vector<Command> commands = {};
     std::vector<std::shared_ptr<LinkLife>> to_settle = {};
-    bool closing = false;
+    std::optional<Clock::time_point> close_by = {};
+};
+
+/// A delivery that is not settled, and by which name it is known when it comes again.
+struct Unsettled {
+    proton::delivery delivery = {};
+    GivenBack::Mark mark = 0;
 };
 
 /// One subscription, from Subscribe to Close. The Consumer and the I/O thread share it.
@@ -103,9 +110,10 @@ struct Subscription {
     std::string name = {};  ///< Of the link.
     proton::receiver link = {};
     std::shared_ptr<LinkLife> life = {};
-    std::unordered_map<std::uint64_t, proton::delivery> unsettled = {};  ///< Bounded by the prefetch.
+    std::unordered_map<std::uint64_t, Unsettled> unsettled = {};  ///< Bounded by the prefetch.
     std::uint64_t next_number = 1;
     Clock::time_point asked_at = {};
+    Clock::time_point consuming_since = {};
     Clock::time_point retry_at = {};
     mq::detail::Backoff backoff{std::chrono::milliseconds{100}, std::chrono::seconds{10}};
 };
@@ -184,7 +192,7 @@ public:
     explicit ConsumingLoop(std::shared_ptr<const Settings> settings)
         : ConsumingLoop(std::move(settings), std::make_shared<ConsumingMailbox>()) {}
 
-    ~ConsumingLoop() override { Close(); }
+    ~ConsumingLoop() override { Close(Clock::now()); }
 
     /// As Backend::Subscribe. Thread-safe.
     std::unique_ptr<backend::Consumer> Subscribe(backend::Subscribing subscribing,
@@ -214,19 +222,26 @@ public:
 
     /// Whether one of this loop's consumers gets what is sent to an address. Thread-safe.
     [[nodiscard]] bool Consumes(const std::string& address) const {
-        const std::lock_guard lock{known_mutex_};
-        return std::any_of(known_.begin(), known_.end(), [&](const auto& each) {
-            const Shared subscription = each.lock();
-            if (subscription == nullptr || subscription->deliveries.IsShut()) return false;
-            if (subscription->what.destination->address != address) return false;
-            const std::lock_guard state_lock{subscription->mutex};
-            return subscription->state.phase == Phase::kActive;
+        return AnyActive([&](const Subscription& subscription) {
+            return subscription.what.destination->address == address;
         });
     }
 
-    /// Hangs up and joins the thread; consumers that are still open become kRetrying. Thread-safe.
-    void Close() noexcept {
-        mailbox_->Post([&] { mailbox_->closing = true; });
+    /// Whether one of this loop's consumers takes from a queue. Thread-safe.
+    [[nodiscard]] bool ConsumesQueue(const std::string& queue) const {
+        return AnyActive(
+            [&](const Subscription& subscription) { return subscription.source.queue == queue; });
+    }
+
+    /// Asks the thread to hang up, by a deadline. Thread-safe.
+    void BeginClose(Clock::time_point deadline) noexcept {
+        mailbox_->Post(
+            [&] { mailbox_->close_by = std::min(mailbox_->close_by.value_or(deadline), deadline); });
+    }
+
+    /// The same, and joins the thread; consumers that are still open become kRetrying. Thread-safe.
+    void Close(Clock::time_point deadline) noexcept {
+        BeginClose(deadline);
         Join();
         mailbox_->End([] {});
     }
@@ -246,7 +261,10 @@ private:
 
     void Turn(Clock::time_point now) override;
     [[nodiscard]] Clock::time_point NextTurn() const override;
-    [[nodiscard]] bool Finished(Clock::time_point /*now*/) const override { return closing_; }
+    [[nodiscard]] bool Finished(Clock::time_point /*now*/) const override {
+        return close_by_.has_value();
+    }
+    [[nodiscard]] Clock::time_point EndBy() const override { return close_by_.value_or(Clock::now()); }
     void OnEnd() override;
     void OnUp() override {
         for (const Shared& subscription : subscriptions_) subscription->retry_at = {};
@@ -267,6 +285,18 @@ private:
     void Retry(Subscription& subscription, const Failure& failure, bool refused);
     void SetState(Subscription& subscription, Phase phase, std::shared_ptr<const Error> error);
 
+    template <typename Predicate>
+    [[nodiscard]] bool AnyActive(Predicate predicate) const {
+        const std::lock_guard lock{known_mutex_};
+        return std::any_of(known_.begin(), known_.end(), [&](const auto& each) {
+            const Shared subscription = each.lock();
+            if (subscription == nullptr || subscription->deliveries.IsShut()) return false;
+            if (!predicate(*subscription)) return false;
+            const std::lock_guard state_lock{subscription->mutex};
+            return subscription->state.phase == Phase::kActive;
+        });
+    }
+
     [[nodiscard]] Shared Find(const proton::link& link) const {
         const auto found = by_link_.find(link.name());
         return found == by_link_.end() ? nullptr : found->second;
@@ -279,7 +309,8 @@ private:
     // Of the I/O thread alone:
     std::set<Shared> subscriptions_ = {};
     std::unordered_map<std::string, Shared> by_link_ = {};
-    bool closing_ = false;
+    GivenBack given_back_ = {};
+    std::optional<Clock::time_point> close_by_ = {};
 };
 
 inline void ConsumingLoop::Turn(Clock::time_point now) {
@@ -290,7 +321,7 @@ inline void ConsumingLoop::Turn(Clock::time_point now) {
         commands.swap(mailbox_->commands);
         to_settle.swap(mailbox_->to_settle);
         inquiries.swap(mailbox_->inquiries);
-        closing_ = mailbox_->closing;
+        close_by_ = mailbox_->close_by;
     });
     for (const auto& life : to_settle) {
         if (!life->gone) Settle(*life->owner);
@@ -361,7 +392,7 @@ inline void ConsumingLoop::OnReceiverOpen(proton::receiver& receiver) {
     if (subscription == nullptr || receiver.source().address().empty()) return;
     if (subscription->stage != Stage::kOpening) return;
     subscription->stage = Stage::kConsuming;
-    subscription->backoff.Reset();
+    subscription->consuming_since = Clock::now();
     if (!subscription->stopped) {
         receiver.add_credit(static_cast<std::uint32_t>(subscription->what.prefetch));
     }
@@ -384,7 +415,9 @@ inline void ConsumingLoop::OnMessage(proton::delivery& delivery, proton::message
         if (!subscription->stopped) subscription->link.add_credit(1);
         return;
     }
-    subscription->unsettled.emplace(number, delivery);
+    const auto mark = GivenBack::MarkOf(subscription->source.queue, inbound->message.id);
+    if (given_back_.Take(mark)) inbound->message.redelivered = true;
+    subscription->unsettled.emplace(number, Unsettled{delivery, mark});
     subscription->deliveries.Pass([&] { subscription->receiver->OnDelivery(std::move(inbound)); });
 }
 
@@ -400,7 +433,7 @@ inline void ConsumingLoop::Settle(Subscription& subscription) {
     for (const std::uint64_t number : settled) {
         const auto found = subscription.unsettled.find(number);
         if (found == subscription.unsettled.end()) continue;
-        found->second.accept();
+        found->second.delivery.accept();
         subscription.unsettled.erase(found);
     }
     if (!subscription.stopped) subscription.link.add_credit(static_cast<std::uint32_t>(settled.size()));
@@ -438,7 +471,9 @@ inline void ConsumingLoop::CloseLink(Subscription& subscription) {
     }
 }
 
+// Also where the connection was lost in this very turn: nothing of a link outlives its subscription.
 inline void ConsumingLoop::FinishClose(const Shared& subscription) {
+    if (subscription->life != nullptr && !subscription->life->gone) EndLife(*subscription);
     subscription->stage = Stage::kClosed;
     subscriptions_.erase(subscription);
     {
@@ -453,6 +488,9 @@ inline void ConsumingLoop::OnReceiverGone(proton::receiver& receiver,
     const Shared subscription = Find(receiver);
     if (subscription == nullptr) return;
     const bool opening = subscription->stage == Stage::kOpening;
+    if (!opening && Clock::now() - subscription->consuming_since >= kSettled) {
+        subscription->backoff.Reset();
+    }
     EndLife(*subscription);
     subscription->stage = Stage::kIdle;
     if (subscription->closing) return FinishClose(subscription);
@@ -468,6 +506,7 @@ inline void ConsumingLoop::OnReceiverGone(proton::receiver& receiver,
 inline void ConsumingLoop::EndLife(Subscription& subscription) {
     if (subscription.life != nullptr) subscription.life->gone = true;
     by_link_.erase(subscription.name);
+    for (const auto& [number, unsettled] : subscription.unsettled) given_back_.Add(unsettled.mark);
     subscription.unsettled.clear();
     subscription.link = {};
     subscription.events.Pass([&] { subscription.receiver->OnStale(); });

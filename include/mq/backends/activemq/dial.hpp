@@ -128,10 +128,15 @@ private:
         }
         const std::unique_ptr<addrinfo, decltype(&::freeaddrinfo)> addresses{found, &::freeaddrinfo};
         const auto deadline = Clock::now() + timeout;
+        int left = 0;
+        for (const addrinfo* each = found; each != nullptr; each = each->ai_next) ++left;
         int error = ECONNREFUSED;
         for (const addrinfo* each = found; each != nullptr; each = each->ai_next) {
+            // One that never answers leaves the others their share of the time.
+            const auto now = Clock::now();
+            const auto until = now + (deadline - now) / left--;
             Socket socket{::socket(each->ai_family, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0)};
-            error = socket.Get() < 0 ? errno : ConnectOne(socket.Get(), *each, deadline, shared);
+            error = socket.Get() < 0 ? errno : ConnectOne(socket.Get(), *each, until, shared);
             if (error == 0) {
                 const int on = 1;
                 ::setsockopt(socket.Get(), IPPROTO_TCP, TCP_NODELAY, &on, sizeof(on));

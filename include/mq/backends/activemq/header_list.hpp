@@ -8,8 +8,10 @@
 #include <mq/url.hpp>
 
 #include <algorithm>
+#include <array>
 #include <cstddef>
 #include <map>
+#include <stdexcept>
 #include <string>
 #include <string_view>
 #include <utility>
@@ -66,12 +68,31 @@ inline std::string PercentEncoded(std::string_view text) {
     return encoded;
 }
 
+/// The same backwards. What another program has written otherwise is taken as it is.
+inline std::string PercentDecodedOrRaw(const std::string& text) {
+    try {
+        return mq::detail::PercentDecode(text);
+    } catch (const std::invalid_argument&) {
+        return text;
+    }
+}
+
+/// Whether a broker takes a property of this name for an order to itself, or drops it. Classic acts on
+/// the names of JMS (seen with 5.18: JMSDeliveryMode makes a message that a restart loses, JMSPriority
+/// with a word in it ruins the whole message) and on those of its scheduler; Artemis on its own (seen
+/// with 2.40: a second message with the same _AMQ_DUPL_ID is confirmed and thrown away).
+inline bool IsReserved(std::string_view name) noexcept {
+    constexpr std::array<std::string_view, 3> kPrefixes{"JMS", "AMQ_SCHEDULED_", "_AMQ_"};
+    return std::any_of(kPrefixes.begin(), kPrefixes.end(),
+                       [name](std::string_view prefix) { return name.starts_with(prefix); });
+}
+
 /// The headers as a map holds them, in the order of a map. A name with a text keeps its first value.
 using HeaderMap = std::map<std::string, std::string, std::less<>>;
 
 /// Whether the value can stand in the map.
 inline bool FitsMap(const std::pair<std::string, std::string>& header) {
-    return !header.first.empty() && IsUtf8(header.second);
+    return !header.first.empty() && !IsReserved(header.first) && IsUtf8(header.second);
 }
 
 /// The headers that stand in the map.

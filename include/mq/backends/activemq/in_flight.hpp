@@ -8,8 +8,10 @@
 #include <algorithm>
 #include <cstddef>
 #include <cstdint>
+#include <deque>
 #include <map>
 #include <memory>
+#include <optional>
 #include <utility>
 
 namespace mq::activemq {
@@ -66,9 +68,18 @@ public:
                 continue;
             }
             --unfinished_;
+            expired_.push_back({now, number});
             finish(Pending{std::move(entry.pending.publication), entry.pending.route});
         }
         return earliest;
+    }
+
+    /// When the one expired for which the broker has owed its disposition for longest; nothing where it
+    /// owes none for those that have expired.
+    std::optional<backend::Clock::time_point> OldestExpired() {
+        while (!expired_.empty() && !entries_.contains(expired_.front().number)) expired_.pop_front();
+        if (expired_.empty()) return std::nullopt;
+        return expired_.front().at;
     }
 
     /// The link of a route, or with null the whole connection, is gone: calls `take(Pending, position)`
@@ -94,10 +105,16 @@ private:
         std::uint64_t position = 0;
     };
 
+    struct Expired {
+        backend::Clock::time_point at = {};
+        std::uint64_t number = 0;
+    };
+
     std::size_t limit_;
     std::map<std::uint64_t, Entry> entries_ = {};
     std::uint64_t next_ = 1;
     std::size_t unfinished_ = 0;
+    std::deque<Expired> expired_ = {};  // in the order of time; may name some that are settled
 };
 
 }  // namespace mq::activemq

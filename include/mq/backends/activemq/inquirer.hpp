@@ -9,6 +9,7 @@
 #include <mq/backends/activemq/management.hpp>
 #include <mq/backends/activemq/options.hpp>
 #include <mq/backends/activemq/proton.hpp>
+#include <mq/detail/backoff.hpp>
 
 #include <algorithm>
 #include <chrono>
@@ -25,7 +26,13 @@
 
 namespace mq::activemq::detail {
 
-/// A question about one queue, and its answer. Thread-safe.
+/// What is asked about: one queue, or all queues that Topology::AllQueues names.
+struct Question {
+    std::string name = {};
+    bool all = false;
+};
+
+/// A question about queues, and its answer. Thread-safe.
 class Inquiry {
 public:
     struct Answer {
@@ -33,10 +40,9 @@ public:
         std::optional<QueueState> queue = {};  ///< Nothing: there is no such queue.
     };
 
-    Inquiry(std::string queue_name, Clock::time_point until)
-        : queue(std::move(queue_name)), deadline(until) {}
+    Inquiry(Question asked, Clock::time_point until) : question(std::move(asked)), deadline(until) {}
 
-    const std::string queue;
+    const Question question;
     const Clock::time_point deadline;  ///< When the broker must have answered.
 
     void Finish(Answer answer) {
@@ -69,9 +75,15 @@ public:
     [[nodiscard]] bool Owns(const proton::receiver& receiver) const { return receiver == receiver_; }
 
     void Ask(const proton::connection& connection, std::shared_ptr<Inquiry> inquiry) {
-        if (Clock::now() < silent_until_) return inquiry->Fail({ErrorCode::kTimeout, Silence(), {}});
+        if (const auto now = Clock::now(); now < silent_until_) {
+            const auto left = std::chrono::ceil<std::chrono::seconds>(silent_until_ - now);
+            return inquiry->Fail(
+                {ErrorCode::kTimeout,
+                 Silence() + " It is asked again in " + std::to_string(left.count()) + " s",
+                 {}});
+        }
         next_deadline_ = std::min(next_deadline_, inquiry->deadline);
-        open_.emplace(next_number_++, Question{std::move(inquiry), false});
+        open_.emplace(next_number_++, Asked{std::move(inquiry)});
         if (!asking_) OpenLinks(connection);
         SendAll();
     }
@@ -84,6 +96,8 @@ public:
     void OnSendable() { SendAll(); }
 
     void OnReply(const proton::message& message) {
+        answers_ = true;
+        silence_.Reset();
         try {
             if (flavor_ == Flavor::kArtemis) {
                 OnArtemisReply(message);
@@ -116,6 +130,7 @@ public:
 
     void Down(const Failure& failure) {
         silent_until_ = {};
+        answers_ = false;
         Forget();
         FailAll(failure);
     }
@@ -133,31 +148,33 @@ public:
                 ++question;
                 continue;
             }
-            // Without the plugin, Classic keeps each question as a message, in a queue of its own.
-            if (flavor_ == Flavor::kClassic && question->second.sent) silent_until_ = now + kSilence;
+            // Without the plugin, Classic keeps each question as a message, in a queue of its own. One
+            // that has answered before has it, and is slow.
+            if (flavor_ == Flavor::kClassic && question->second.sent && !answers_) {
+                silent_until_ = now + silence_.Next();
+            }
             question->second.inquiry->Fail({ErrorCode::kTimeout, Silence(), {}});
             question = open_.erase(question);
         }
     }
 
 private:
-    struct Question {
+    struct Asked {
         std::shared_ptr<Inquiry> inquiry = {};
         bool sent = false;
+        std::optional<QueueState> queues = {};  ///< What Classic has said so far of several.
     };
 
     static constexpr int kReplies = 100;
-    // How long a broker that has not answered is not asked again.
-    static constexpr std::chrono::seconds kSilence{30};
 
     [[nodiscard]] std::string Address() const {
         return flavor_ == Flavor::kArtemis ? "activemq.management" : "ActiveMQ.Statistics";
     }
 
     [[nodiscard]] std::string Silence() const {
-        return broker_ + ": no answer from " + Address() +
-               (flavor_ == Flavor::kArtemis ? ""
-                                            : ": does the broker have its statisticsBrokerPlugin?");
+        const bool plugin_missing = flavor_ == Flavor::kClassic && !answers_;
+        return broker_ + ": no answer in time from " + Address() +
+               (plugin_missing ? ": does the broker have its statisticsBrokerPlugin?" : "");
     }
 
     void OpenLinks(proton::connection connection) {
@@ -196,11 +213,11 @@ private:
             if (question.sent || sender_.credit() < 2) continue;
             question.sent = true;
             if (flavor_ == Flavor::kArtemis) {
-                AskArtemis(number, question.inquiry->queue);
+                AskArtemis(number, question.inquiry->question);
             } else {
-                Request("queue://ActiveMQ.Statistics.Destination." + question.inquiry->queue,
+                Request("queue://ActiveMQ.Statistics.Destination." + question.inquiry->question.name,
                         "q" + std::to_string(number));
-                // Answered behind the other one, which is not answered at all where there is no queue.
+                // Answered behind the other one, which is answered once for each queue there is.
                 Request("queue://ActiveMQ.Statistics.Broker", "b" + std::to_string(number));
             }
         }
@@ -218,13 +235,17 @@ private:
         sender_.send(request);
     }
 
-    void AskArtemis(std::uint64_t number, const std::string& queue) {
+    static QueuesBy ByOf(const Question& question) {
+        return question.all ? QueuesBy::kAddress : QueuesBy::kName;
+    }
+
+    void AskArtemis(std::uint64_t number, const Question& question) {
         proton::message request;
         request.reply_to(reply_to_);
         request.correlation_id(std::to_string(number));
         request.properties().put("_AMQ_ResourceName", std::string{"broker"});
         request.properties().put("_AMQ_OperationName", std::string{"listQueues"});
-        request.body() = QueueListArguments(queue);
+        request.body() = QueueListArguments(question.name, ByOf(question));
         sender_.send(request);
     }
 
@@ -238,8 +259,8 @@ private:
             question->second.inquiry->Fail(
                 {ErrorCode::kRefused, broker_ + ": activemq.management answers " + body, {}});
         } else {
-            question->second.inquiry->Finish(
-                {{}, ReadQueueList(body, question->second.inquiry->queue)});
+            const Question& asked = question->second.inquiry->question;
+            question->second.inquiry->Finish({{}, ReadQueueList(body, asked.name, ByOf(asked))});
         }
         open_.erase(question);
     }
@@ -249,15 +270,16 @@ private:
         if (id.size() < 2) return;
         const auto question = open_.find(std::stoull(id.substr(1)));
         if (question == open_.end()) return;
-        Inquiry::Answer answer;
+        Asked& asked = question->second;
         if (id.front() == 'q') {
             std::map<std::string, proton::value> said;
             proton::get(message.body(), said);
-            // Of the queue itself: a name could also be a pattern of several.
-            answer.queue = QueueState{proton::coerce<std::uint64_t>(said.at("size")),
-                                      proton::coerce<std::uint64_t>(said.at("consumerCount"))};
+            if (!asked.queues) asked.queues = QueueState{};
+            asked.queues->messages += proton::coerce<std::uint64_t>(said.at("size"));
+            asked.queues->consumers += proton::coerce<std::uint64_t>(said.at("consumerCount"));
+            if (asked.inquiry->question.all) return;
         }
-        question->second.inquiry->Finish(std::move(answer));
+        asked.inquiry->Finish({{}, asked.queues});
         open_.erase(question);
     }
 
@@ -267,9 +289,12 @@ private:
     proton::sender sender_ = {};
     proton::receiver receiver_ = {};
     std::string reply_to_ = {};
-    std::map<std::uint64_t, Question> open_ = {};
+    std::map<std::uint64_t, Asked> open_ = {};
     std::uint64_t next_number_ = 1;
     Clock::time_point next_deadline_ = Clock::time_point::max();
+    bool answers_ = false;  // by this connection
+    // How long a broker that has not answered is not asked again.
+    mq::detail::Backoff silence_{std::chrono::seconds{2}, std::chrono::seconds{30}};
     Clock::time_point silent_until_ = {};
 };
 

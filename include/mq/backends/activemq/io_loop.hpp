@@ -7,6 +7,7 @@
 #include <mq/backend.hpp>
 #include <mq/backends/activemq/connection.hpp>
 #include <mq/backends/activemq/dial.hpp>
+#include <mq/backends/activemq/engine.hpp>
 #include <mq/backends/activemq/failure.hpp>
 #include <mq/backends/activemq/inquirer.hpp>
 #include <mq/backends/activemq/options.hpp>
@@ -30,6 +31,7 @@
 #include <system_error>
 #include <thread>
 #include <utility>
+#include <vector>
 
 namespace mq::activemq::detail {
 
@@ -106,6 +108,22 @@ protected:
     [[nodiscard]] const Connection& Wire() const noexcept { return *connection_; }
     /// Why there is no connection; nothing before the first attempt has failed.
     [[nodiscard]] const std::optional<Failure>& LastFailure() const noexcept { return last_failure_; }
+    /// The same for a person: where nothing has failed, how far the first attempt has come.
+    [[nodiscard]] Failure WhyNotUp() const {
+        if (last_failure_) return *last_failure_;
+        if (connection_ != nullptr) {
+            return {ErrorCode::kUnavailable, where_ + ": no answer yet to TLS, login or open", {}};
+        }
+        const std::string& who = where_.empty() ? settings_->broker : where_;
+        return {ErrorCode::kUnavailable, who + ": no connection yet", {}};
+    }
+
+    /// A connection or link that has lived this long counts as a success; a shorter one keeps the
+    /// backoff going.
+    static constexpr std::chrono::seconds kSettled{2};
+
+    /// When the end of the loop must not wait any more for the broker.
+    [[nodiscard]] virtual Clock::time_point EndBy() const = 0;
 
     // What the connection brings. A link is gone when the broker has closed or detached it, or has
     // answered that we did; `why` has the broker's reason where it gave one.
@@ -134,6 +152,7 @@ private:
         open_ = true;
         connected_at_ = Clock::now();
         logged_.clear();
+        reasons_.clear();
         settings_->context.log(LogLevel::kInfo, connection_->Where() + ": connected to " + purpose_);
         mail_->SetConnected(true, {});
         OnUp();
@@ -163,6 +182,7 @@ private:
     void on_sender_detach(proton::sender& sender) override { on_sender_close(sender); }
     void on_sender_close(proton::sender& sender) override {
         const auto why = ReasonOf(sender);
+        Ended(sender);
         inquirer_.Owns(sender) ? inquirer_.OnGone(why) : OnSenderGone(sender, why);
     }
     void on_tracker_accept(proton::tracker& tracker) override { on_tracker_settle(tracker); }
@@ -179,6 +199,7 @@ private:
     void on_receiver_detach(proton::receiver& receiver) override { on_receiver_close(receiver); }
     void on_receiver_close(proton::receiver& receiver) override {
         const auto why = ReasonOf(receiver);
+        Ended(receiver);
         inquirer_.Owns(receiver) ? inquirer_.OnGone(why) : OnReceiverGone(receiver, why);
     }
     void on_message(proton::delivery& delivery, proton::message& message) override {
@@ -191,34 +212,56 @@ private:
         return FromCondition(where_, error.name(), error.description());
     }
 
-    // A connection that has lived this long counts as a success; a shorter one keeps the backoff going.
-    static constexpr std::chrono::seconds kSettled{2};
-    // How long the broker is waited for, to agree that the connection ends.
+    // How long the broker is waited for, to agree that the connection ends: to the deadline, but not
+    // longer than it is worth, and where the deadline has passed, as long as a broker that is well
+    // takes.
     static constexpr std::chrono::milliseconds kFarewell{500};
+    static constexpr std::chrono::milliseconds kLeastFarewell{100};
 
     void Run() {
-        while (true) {
-            auto now = Clock::now();
-            Reconnect(now);
-            if (connection_ != nullptr) Exchange(now);
-            now = Clock::now();
-            Turn(now);
-            inquirer_.Expire(now);
-            if (connection_ != nullptr && !lost_) Deliver(now);
-            if (lost_) Disconnect(now);
-            Report();
-            if (Finished(now)) break;
-            Sleep(now);
+        while (!Turned()) {
         }
         dial_.reset();
-        HangUp();
+        try {
+            HangUp();
+        } catch (const std::exception& error) {
+            settings_->context.log(LogLevel::kError, Where() + ": closing: " + error.what());
+        }
         OnEnd();
+    }
+
+    // One turn; returns whether it was the last. Nothing that is thrown, by Proton or for want of
+    // memory, ends the process: the connection is given up.
+    bool Turned() {
+        try {
+            return TakeTurn();
+        } catch (const std::exception& error) {
+            Lose({ErrorCode::kUnavailable, Where() + ": " + error.what(), {}});
+            return false;
+        }
+    }
+
+    bool TakeTurn() {
+        auto now = Clock::now();
+        Reconnect(now);
+        if (connection_ != nullptr && !lost_) Exchange(now);
+        now = Clock::now();
+        Turn(now);
+        inquirer_.Expire(now);
+        if (connection_ != nullptr && !lost_) Deliver(now);
+        if (lost_) Disconnect(now);
+        Report();
+        if (Finished(now)) return true;
+        Sleep(now);
+        return false;
     }
 
     // Reads, which calls the handler.
     void Exchange(Clock::time_point now) {
         connection_->Dispatch();
-        if (!lost_ && !connection_->Read()) Lose(connection_->Broken());
+        if (!lost_ && !connection_->Read()) Lose(Reason(connection_->Broken()));
+        // A handler has thrown, or Proton for it, which keeps that to itself.
+        if (const auto error = connection_->EngineError(); !error.empty()) LoseBy(error);
         if (!lost_ && !open_ && now >= open_by_) {
             Lose({ErrorCode::kUnavailable, Where() + ": no answer to TLS, login or open", {}});
         }
@@ -228,8 +271,30 @@ private:
     void Deliver(Clock::time_point now) {
         next_tick_ = connection_->Tick(now);
         connection_->Dispatch();
-        if (!lost_ && !connection_->Write()) Lose(connection_->Broken());
+        FreeLinks();
+        if (!lost_ && !connection_->Write()) {
+            const Failure broken = connection_->Broken();
+            // Why the other end does not listen any more may be what it has said last.
+            connection_->Read();
+            if (!lost_) Lose(Reason(broken));
+        }
         connection_->Dispatch();
+    }
+
+    void Ended(const proton::link& link) {
+        if (std::find(ended_.begin(), ended_.end(), link) == ended_.end()) ended_.push_back(link);
+    }
+
+    // Those whose end was written in an earlier turn.
+    void FreeLinks() {
+        for (const proton::link& link : std::exchange(written_ends_, {})) FreeLink(link);
+        written_ends_.swap(ended_);
+    }
+
+    // What is wrong with the socket is often only what follows from what the engine has found.
+    [[nodiscard]] Failure Reason(const Failure& of_socket) const {
+        const auto error = connection_->EngineError();
+        return error.empty() ? of_socket : FailureBy(error);
     }
 
     void Reconnect(Clock::time_point now) {
@@ -259,7 +324,8 @@ private:
                                                    url.hosts[host_ % url.hosts.size()].host, *this);
             connection_ =
                 std::make_unique<Connection>(std::move(socket), ContainerName(), options, where_);
-            open_by_ = now + settings_->options.connect_timeout;
+            // From now on: reading the certificates has taken its time.
+            open_by_ = Clock::now() + settings_->options.connect_timeout;
         } catch (const std::exception& error) {
             OnConnectFailed({ErrorCode::kUnavailable, where_ + ": " + error.what(), {}}, now);
         }
@@ -270,14 +336,29 @@ private:
         return settings_->context.client_id + " " + purpose_ + " " + std::to_string(++attempts_);
     }
 
-    void OnConnectFailed(const Failure& failure, Clock::time_point now) {
+    void OnConnectFailed(Failure failure, Clock::time_point now) {
+        const std::size_t hosts = settings_->context.url.hosts.size();
+        reasons_.resize(hosts);
+        reasons_[host_ % hosts] = failure.text;
         // All hosts in turn, and then a pause.
-        const bool all_tried = ++host_ % settings_->context.url.hosts.size() == 0;
+        const bool all_tried = ++host_ % hosts == 0;
         retry_at_ = all_tried ? now + backoff_.Next() : now;
+        failure.text = AllReasons();
         LogOnce(failure.text);
         mail_->SetConnected(false, failure.text);
         last_failure_ = failure;
         OnDown(failure);
+    }
+
+    // What was the matter with each host when it was last tried.
+    [[nodiscard]] std::string AllReasons() const {
+        std::string text;
+        for (const std::string& reason : reasons_) {
+            if (reason.empty()) continue;
+            if (!text.empty()) text += "; ";
+            text += reason;
+        }
+        return text;
     }
 
     // An outage is one line, not one for each attempt.
@@ -286,18 +367,19 @@ private:
         settings_->context.log(repeated ? LogLevel::kDebug : LogLevel::kWarning, text);
     }
 
-    void LoseBy(const proton::error_condition& error) {
+    void LoseBy(const proton::error_condition& error) { Lose(FailureBy(error)); }
+
+    [[nodiscard]] Failure FailureBy(const proton::error_condition& error) const {
         Failure failure = FromCondition(Where(), error.name(), error.description());
         // Whatever is wrong with a connection, the next one may be right; not so with a login.
         if (failure.code != ErrorCode::kAccessDenied) failure.code = ErrorCode::kUnavailable;
-        Lose(std::move(failure));
+        return failure;
     }
 
     void Disconnect(Clock::time_point now) {
         const Failure failure = *lost_;
         if (!open_) {
-            connection_.reset();
-            lost_.reset();
+            DropConnection();
             OnConnectFailed(failure, now);
             return;
         }
@@ -308,6 +390,12 @@ private:
         last_failure_ = failure;
         inquirer_.Down(failure);
         OnDown(failure);
+        DropConnection();
+    }
+
+    void DropConnection() {
+        ended_.clear();
+        written_ends_.clear();
         connection_.reset();
         lost_.reset();
         open_ = false;
@@ -346,7 +434,8 @@ private:
     void HangUp() {
         if (Up()) {
             connection_->Amqp().close();
-            const auto deadline = Clock::now() + kFarewell;
+            const auto begin = Clock::now();
+            const auto deadline = std::clamp(EndBy(), begin + kLeastFarewell, begin + kFarewell);
             for (auto now = Clock::now(); now < deadline && !lost_; now = Clock::now()) {
                 if (!connection_->Write()) break;
                 pollfd polled{connection_->Fd(), POLLIN, 0};
@@ -358,9 +447,7 @@ private:
         mail_->SetConnected(false, closed.text);
         inquirer_.Down(closed);
         OnDown(closed);
-        connection_.reset();
-        lost_.reset();
-        open_ = false;
+        DropConnection();
     }
 
     [[nodiscard]] const std::string& Where() const noexcept { return where_; }
@@ -379,6 +466,9 @@ private:
     bool open_ = false;                 // the broker has answered the open
     std::optional<Failure> lost_ = {};  // the connection is broken, and is given up with this turn
     std::optional<Failure> last_failure_ = {};
+    std::vector<std::string> reasons_ = {};        // of each host, until one is connected to
+    std::vector<proton::link> ended_ = {};         // the broker has said that they end
+    std::vector<proton::link> written_ends_ = {};  // and so have we
     std::string where_ = {};
     std::string logged_ = {};
     std::size_t host_ = 0;

@@ -47,7 +47,8 @@ struct Options {
     std::size_t confirm_window = 2000;
     /// The largest body in bytes. Classic is delivered with a limit of 100 MiB for a whole message.
     std::size_t max_message_size = std::size_t{64} << 20u;
-    /// How often each end shows that it lives. A connection is given up after two of them in silence.
+    /// How often each end shows that it lives. A connection is given up after two of them in silence,
+    /// and after three in which the broker has not settled a message whose deadline had passed.
     std::chrono::milliseconds heartbeat = std::chrono::seconds{10};
     /// The longest time for connecting to one host: first TCP, then TLS and login together.
     std::chrono::milliseconds connect_timeout = std::chrono::seconds{10};

@@ -1,16 +1,21 @@
 /// @file proton.hpp
-/// Qpid Proton's C++ client. The only header that includes it.
+/// Qpid Proton's C++ client, and what engine.hpp needs of the C library beneath it. The only header
+/// that includes them.
 #pragma once
 
 #include <proton/binary.hpp>
 #include <proton/codec/decoder.hpp>
+#include <proton/condition.h>
 #include <proton/connection.hpp>
 #include <proton/connection_options.hpp>
+#include <proton/delivery.h>
 #include <proton/delivery.hpp>
+#include <proton/disposition.h>
 #include <proton/duration.hpp>
 #include <proton/error.hpp>
 #include <proton/error_condition.hpp>
 #include <proton/io/connection_driver.hpp>
+#include <proton/link.h>
 #include <proton/link.hpp>
 #include <proton/message.hpp>
 #include <proton/message_id.hpp>
@@ -29,6 +34,7 @@
 #include <proton/target_options.hpp>
 #include <proton/timestamp.hpp>
 #include <proton/tracker.hpp>
+#include <proton/transfer.hpp>
 #include <proton/transport.hpp>
 #include <proton/types.hpp>
 #include <proton/value.hpp>

@@ -6,6 +6,7 @@
 
 #include <mq/backend.hpp>
 #include <mq/backends/activemq/codec.hpp>
+#include <mq/backends/activemq/engine.hpp>
 #include <mq/backends/activemq/in_flight.hpp>
 #include <mq/backends/activemq/io_loop.hpp>
 #include <mq/backends/activemq/links.hpp>
@@ -20,6 +21,7 @@
 #include <cstdint>
 #include <cstring>
 #include <deque>
+#include <exception>
 #include <iterator>
 #include <memory>
 #include <mutex>
@@ -51,9 +53,11 @@ struct Route {
     std::string declaring = {};   ///< The name of the link that declares one.
     bool declaring_open = false;  ///< That link stands, and is being closed again.
     proton::sender sender = {};
+    std::uint64_t max_size = 0;        ///< The broker's limit for a message in bytes; 0 for none.
     std::deque<Pending> waiting = {};  ///< Accepted and not yet sent, in order.
     backend::Clock::time_point retry_at = {};
     backend::Clock::time_point asked_at = {};
+    backend::Clock::time_point open_since = {};
     mq::detail::Backoff backoff{std::chrono::milliseconds{100}, std::chrono::seconds{10}};
     std::string why_not = {};  ///< Why there is no link.
     bool used = false;         ///< Whether the loop knows it.
@@ -107,10 +111,15 @@ public:
         }
     }
 
-    /// As Backend::Close. Idempotent; thread-safe.
-    void Close(Clock::time_point deadline) noexcept {
+    /// Asks the thread to end when nothing is in flight, and at a deadline at the latest. Thread-safe.
+    void BeginClose(Clock::time_point deadline) noexcept {
         mailbox_->Post(
             [&] { mailbox_->close_at = std::min(mailbox_->close_at.value_or(deadline), deadline); });
+    }
+
+    /// As Backend::Close. Idempotent; thread-safe.
+    void Close(Clock::time_point deadline) noexcept {
+        BeginClose(deadline);
         Join();
         // Only where the thread was never started is anything left.
         std::vector<Pending> left;
@@ -128,6 +137,10 @@ private:
     // How long the broker may take to answer that a link is to be made.
     static constexpr std::chrono::seconds kPatience{30};
 
+    // How long, from the deadline of a message on, it may take to answer what became of it. A broker
+    // that lives and never says so would keep a place of the window for ever.
+    [[nodiscard]] std::chrono::milliseconds Overdue() const { return 3 * settings_->options.heartbeat; }
+
     PublishingLoop(std::shared_ptr<const Settings> settings, std::shared_ptr<PublishingMailbox> mailbox)
         : IoLoop(std::move(settings), mailbox, "publish"),
           mailbox_(std::move(mailbox)),
@@ -141,6 +154,7 @@ private:
     [[nodiscard]] bool Finished(Clock::time_point now) const override {
         return close_at_ && (now >= *close_at_ || Idle());
     }
+    [[nodiscard]] Clock::time_point EndBy() const override { return close_at_.value_or(Clock::now()); }
     void OnEnd() override;
     void OnUp() override {
         for (Route* const route : used_) route->retry_at = {};
@@ -211,11 +225,13 @@ private:
     // Of the I/O thread alone:
     std::vector<Pending> taken_ = {};
     std::vector<Route*> used_ = {};                         // the routes that were published to
+    std::size_t first_ = 0;                                 // the one that begins this turn
     std::unordered_map<std::string, Route*> by_link_ = {};  // by the names of their links
     InFlight in_flight_;
     proton::message encoded_ = {};
     backend::PublicationList finished_ = {};
     Clock::time_point next_deadline_ = Clock::time_point::max();
+    Clock::time_point overdue_at_ = Clock::time_point::max();  // of what has expired
     std::optional<Clock::time_point> close_at_ = {};
 };
 
@@ -231,8 +247,18 @@ inline void PublishingLoop::Turn(Clock::time_point now) {
     for (auto& inquiry : inquiries) Ask(std::move(inquiry));
     if (now >= next_deadline_) Expire(now);
     if (!Up()) return;
-    for (Route* const route : used_) {
-        if (!route->waiting.empty()) Advance(*route, now);
+    const auto oldest = in_flight_.OldestExpired();
+    overdue_at_ = oldest ? *oldest + Overdue() : Clock::time_point::max();
+    if (now >= overdue_at_) {
+        return Lose({ErrorCode::kUnavailable,
+                     Wire().Where() + ": the broker does not say what became of a message",
+                     {}});
+    }
+    // Each begins once: the window of what is in flight is common to all.
+    if (++first_ >= used_.size()) first_ = 0;
+    for (std::size_t i = 0; i < used_.size(); ++i) {
+        Route& route = *used_[(first_ + i) % used_.size()];
+        if (!route.waiting.empty()) Advance(route, now);
     }
 }
 
@@ -240,6 +266,7 @@ inline Clock::time_point PublishingLoop::NextTurn() const {
     Clock::time_point next = next_deadline_;
     if (close_at_) next = std::min(next, *close_at_);
     if (!Up()) return next;
+    next = std::min(next, overdue_at_);
     for (const Route* const route : used_) {
         if (route->waiting.empty()) continue;
         if (route->stage == Stage::kIdle) {
@@ -340,7 +367,8 @@ inline void PublishingLoop::OnSenderOpen(proton::sender& sender) {
         if (stands) sender.close();
     } else if (stands && route->stage == Stage::kOpening) {
         route->stage = Stage::kOpen;
-        route->backoff.Reset();
+        route->open_since = Clock::now();
+        route->max_size = MaxMessageSizeOf(sender);
     }
 }
 
@@ -373,6 +401,9 @@ inline void PublishingLoop::OnRouteFailed(Route& route, const Failure& failure) 
     settings_->context.log(LogLevel::kWarning,
                            failure.text + ", of the link to " + route.topology.Target());
     Requeue(route);
+    if (route.stage == Stage::kOpen && Clock::now() - route.open_since >= kSettled) {
+        route.backoff.Reset();
+    }
     route.stage = Stage::kIdle;
     route.sender = {};
     route.declared = 0;
@@ -399,20 +430,38 @@ inline void PublishingLoop::Pump(Route& route, Clock::time_point now) {
 }
 
 inline void PublishingLoop::Send(Route& route, Pending pending) {
-    encoded_.clear();
-    try {
-        Encode(*pending.publication, settings_->flavor, encoded_);
-    } catch (const std::exception& error) {
+    const auto fail_by = [&](const std::exception& error) {
         Fail(std::move(pending),
              {ErrorCode::kInvalidArgument,
               settings_->broker + ": the message cannot be encoded: " + error.what(),
               {}});
-        return;
+    };
+    const std::size_t size = pending.publication->message.body.size();
+    if (route.max_size != 0 && size > route.max_size) {
+        return Fail(std::move(pending),
+                    {ErrorCode::kTooLarge,
+                     Wire().Where() + ": the broker takes messages of at most " +
+                         std::to_string(route.max_size) + " bytes for " + route.topology.Target() +
+                         ", and the body alone has " + std::to_string(size),
+                     {}});
+    }
+    encoded_.clear();
+    try {
+        Encode(*pending.publication, settings_->flavor, encoded_);
+    } catch (const std::exception& error) {
+        return fail_by(error);
     }
     const std::uint64_t number = in_flight_.Add(std::move(pending), Wire().Written());
     proton::binary tag(sizeof(number));
     std::memcpy(tag.data(), &number, sizeof(number));
-    route.sender.send(encoded_, tag);
+    try {
+        route.sender.send(encoded_, tag);
+    } catch (const std::exception& error) {
+        pending = in_flight_.Settle(number);
+        fail_by(error);
+        // The engine has begun with it, and would go on with the next one in its place.
+        Lose({ErrorCode::kUnavailable, Wire().Where() + ": " + error.what(), {}});
+    }
 }
 
 inline void PublishingLoop::OnSettled(proton::tracker& tracker, enum proton::transfer::state state) {
@@ -427,7 +476,8 @@ inline void PublishingLoop::OnSettled(proton::tracker& tracker, enum proton::tra
     const std::string where = Wire().Where() + ": the broker ";
     const std::string what = " the message for " + pending.route->topology.Target();
     if (state == transfer::REJECTED) {
-        Fail(std::move(pending), {ErrorCode::kRefused, where + "has rejected" + what, {}});
+        const Failure unexplained{ErrorCode::kRefused, where + "has rejected" + what, {}};
+        Fail(std::move(pending), RejectionOf(tracker, unexplained.text).value_or(unexplained));
     } else if (state == transfer::RELEASED || state == transfer::MODIFIED) {
         Fail(std::move(pending), {ErrorCode::kRefused, where + "does not take" + what + " now", {}});
     } else {
@@ -490,8 +540,7 @@ inline void PublishingLoop::Expire(Clock::time_point now) {
 
 inline Failure PublishingLoop::WaitedTooLong(const Route& route) const {
     if (!Up()) {
-        Failure failure = LastFailure().value_or(
-            Failure{ErrorCode::kUnavailable, settings_->broker + ": still connecting", {}});
+        Failure failure = WhyNotUp();
         failure.code = ErrorCode::kUnavailable;
         failure.text = "not sent before its deadline: " + failure.text;
         return failure;

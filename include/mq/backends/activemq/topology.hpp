@@ -7,6 +7,7 @@
 #include <mq/backends/activemq/options.hpp>
 #include <mq/error.hpp>
 
+#include <optional>
 #include <string>
 #include <string_view>
 
@@ -111,6 +112,18 @@ public:
         }
         // A queue of its own, whose name says that no client id belongs to it.
         return {address_.name, name, true, name + ":global"};
+    }
+
+    /// What to ask a broker by about the queues of all groups together: with Artemis the name of their
+    /// address, with Classic a pattern of their names. Nothing where there is no such pattern.
+    [[nodiscard]] std::optional<std::string> AllQueues() const {
+        if (flavor_ == Flavor::kArtemis || IsQueue()) return address_.name;
+        if (!fed_) return std::nullopt;
+        // A * stands for a whole part of a name and for nothing less.
+        const std::string queues =
+            mq::detail::FillIn(queue_name_, {{"group", "*"}, {"name", address_.name}});
+        const bool whole = ("." + queues + ".").find(".*.") != std::string::npos;
+        return whole ? std::optional{queues} : std::nullopt;
     }
 
 private:
