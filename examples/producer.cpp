@@ -1,4 +1,5 @@
-// A service that sends orders. It names no broker: mq.toml does, and may change while this runs.
+// A service that sends orders. It names no broker: mq.toml does, and may change while this runs. That
+// file says how to start it.
 
 #include <mq/backends/activemq.hpp>
 #include <mq/backends/kafka.hpp>
@@ -7,6 +8,7 @@
 #include <mq/toml.hpp>
 
 #include <cstdio>
+#include <iostream>
 #include <string>
 
 int main(int argc, char** argv) try {
@@ -16,15 +18,9 @@ int main(int argc, char** argv) try {
 
     // One order a line: the customer, a space, and what they want.
     std::puts("type: CUSTOMER ORDER");
-    std::string line;
-    for (int c = std::getchar(); c != EOF; c = std::getchar()) {
-        if (c != '\n') {
-            line.push_back(static_cast<char>(c));
-            continue;
-        }
+    for (std::string line; std::getline(std::cin, line);) {
         client.SendMsg("orders", mq::Message{.body = line, .key = line.substr(0, line.find(' '))});
         std::printf("confirmed: %s\n", line.c_str());
-        line.clear();
     }
 } catch (const mq::Error& error) {
     std::fprintf(stderr, "%s\n", error.what());

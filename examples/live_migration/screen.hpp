@@ -3,14 +3,17 @@
 /// otherwise a plain line a second.
 #pragma once
 
+#include "terminal.hpp"
 #include <mq/log.hpp>
 #include <mq/policy.hpp>
 #include <mq/status.hpp>
 
 #include <unistd.h>
 
+#include <algorithm>
 #include <chrono>
 #include <cinttypes>
+#include <cstddef>
 #include <cstdint>
 #include <cstdio>
 #include <deque>
@@ -62,13 +65,21 @@ public:
     /// A line of its own: a rung, or something that the library logs.
     void Note(const std::string& line) {
         const std::lock_guard lock{mutex_};
+        if (ended_) return;
         if (!terminal_) {
             std::printf("%6.1fs  %s\n", Elapsed(), line.c_str());
             std::fflush(stdout);
             return;
         }
-        notes_.push_back(line);
+        notes_.push_back(Printable(line));
         if (notes_.size() > kNotes) notes_.pop_front();
+    }
+
+    /// Nothing is shown from now on: what clients have to say while they close does not come between
+    /// the demonstration's last lines.
+    void End() {
+        const std::lock_guard lock{mutex_};
+        ended_ = true;
     }
 
     void Draw(const Picture& picture) {
@@ -89,23 +100,11 @@ public:
 
 private:
     static constexpr std::size_t kNotes = 6;
+    static constexpr std::size_t kFewClients = 3;
+    static constexpr std::size_t kNarrowest = 40;  // columns; below, the terminal cuts
 
     [[nodiscard]] double Elapsed() const {
         return std::chrono::duration<double>(Clock::now() - began_).count();
-    }
-
-    static std::string Ladder(const Picture& picture, bool color) {
-        std::string text;
-        for (std::size_t i = 0; i < picture.walk.size(); ++i) {
-            if (i > 0) text += " → ";
-            const std::string word{mq::ToString(picture.walk[i])};
-            if (i != picture.rung) {
-                text += word;
-            } else {
-                text += color ? "\033[1;7m " + word + " \033[0m" : "[" + word + "]";
-            }
-        }
-        return text;
     }
 
     static std::string Waiting(const Picture& picture) {
@@ -135,49 +134,118 @@ private:
         std::fflush(stdout);
     }
 
+    // Draws over the table before it. Its lines do not wrap and fit the height: the way back to the
+    // first one is counted in lines.
     void DrawTable(const Picture& picture, double old_rate, double new_rate) {
-        std::string text = "\033[" + std::to_string(lines_) + "A\033[J";
-        if (lines_ == 0) text = "\033[J";
-        lines_ = 0;
-        const auto line = [&](const std::string& content) {
-            text += content + "\n";
-            ++lines_;
-        };
-        char row[256];
-        line("");
-        line("  " + Ladder(picture, true));
-        line("");
-        std::snprintf(row, sizeof row, "  %-4s %-26s %10s %10s %10s %8s %6s %9s", "side", "broker",
-                      "published", "confirmed", "received", "backlog", "held", "rate");
-        line(std::string{"\033[2m"} + row + "\033[0m");
-        const auto side = [&](const char* name, const SideRow& values, double rate) {
-            std::snprintf(row, sizeof row,
-                          "  %-4s %-26.26s %10" PRIu64 " %10" PRIu64 " %10" PRIu64 " %8" PRIu64
-                          " %6" PRIu64 " %7.0f/s",
-                          name, values.broker.c_str(), values.published, values.confirmed,
-                          values.received, values.backlog, values.held, rate);
-            line(row);
-        };
-        side("old", picture.old_side, old_rate);
-        side("new", picture.new_side, new_rate);
-        line("");
-        for (const ClientRow& client : picture.clients) {
-            const std::string stage{mq::ToString(client.status.stage)};
-            std::snprintf(row, sizeof row, "  %-14s %-15s ", client.name.c_str(), stage.c_str());
-            std::string entry = row;
-            if (!client.status.waiting_for.empty()) entry += "waits for " + client.status.waiting_for;
-            line(Cut(entry));
-        }
-        if (!notes_.empty()) line("");
-        for (const std::string& note : notes_) line("\033[2m  " + Cut(note) + "\033[0m");
+        const Extent extent = TerminalExtent();
+        // A terminal of another width may have wrapped what was drawn before.
+        const bool resized = lines_ > 0 && extent.columns != columns_;
+        std::string text = resized      ? "\033[H\033[2J"
+                           : lines_ > 0 ? "\033[" + std::to_string(lines_) + "F"
+                                        : "\r";
+        text += "\033[?7l";  // a character may be wider than it counts
+        // The last column and the last row stay free: there terminals differ.
+        const Extent inner{.columns = std::max(extent.columns, kNarrowest) - 1,
+                           .rows = extent.rows - 1};
+        const std::vector<std::string> lines = Table(picture, old_rate, new_rate, inner);
+        for (const std::string& line : lines) text += line + "\033[K\n";
+        text += "\033[J\033[?7h";
+        lines_ = lines.size();
+        columns_ = extent.columns;
         std::fwrite(text.data(), 1, text.size(), stdout);
         std::fflush(stdout);
     }
 
-    // A line that wraps would spoil the count of lines to draw over.
-    static std::string Cut(const std::string& text) {
-        constexpr std::size_t kWidth = 110;
-        return text.size() <= kWidth ? text : text.substr(0, kWidth - 1) + "…";
+    [[nodiscard]] std::vector<std::string> Table(const Picture& picture, double old_rate,
+                                                 double new_rate, const Extent& extent) const {
+        std::vector<std::string> lines{"",
+                                       "  " + Ladder(picture, extent.columns - 2),
+                                       "",
+                                       Dim(SideHeader(extent.columns)),
+                                       SideLine("old", picture.old_side, old_rate, extent.columns),
+                                       SideLine("new", picture.new_side, new_rate, extent.columns),
+                                       ""};
+        const std::size_t room = extent.rows - std::min(extent.rows, lines.size());
+        // Where not all fit: a few clients, then the notes, then the other clients.
+        const std::size_t clients = std::min(picture.clients.size(), kFewClients);
+        const std::size_t notes = std::min(notes_.size(), room - std::min(room, clients + 1));
+        AddClients(lines, picture.clients, notes > 0 ? room - notes - 1 : room, extent.columns);
+        if (notes > 0) lines.emplace_back();
+        for (std::size_t i = notes_.size() - notes; i < notes_.size(); ++i) {
+            lines.push_back(Dim(Cut("  " + notes_[i], extent.columns)));
+        }
+        lines.resize(std::min(lines.size(), extent.rows));
+        return lines;
+    }
+
+    // The walk, with the rung that the config asks for marked. Both ends give way in a narrow terminal.
+    static std::string Ladder(const Picture& picture, std::size_t columns) {
+        constexpr std::string_view kArrow = " → ";
+        constexpr std::string_view kMore = "… → ";
+        const auto word = [&](std::size_t i) { return std::string{mq::ToString(picture.walk[i])}; };
+        const std::string here = Cut(" " + word(picture.rung) + " ", columns);
+        std::string before;
+        for (std::size_t i = picture.rung; i-- > 0;) {
+            const std::string longer = word(i).append(kArrow) + before;
+            const std::size_t ellipsis = i > 0 ? Columns(kMore) : 0;
+            if (ellipsis + Columns(longer) + Columns(here) > columns) {
+                before.insert(0, kMore);
+                break;
+            }
+            before = longer;
+        }
+        before = Cut(before, columns - Columns(here));
+        std::string after;
+        for (std::size_t i = picture.rung + 1; i < picture.walk.size(); ++i) {
+            after.append(kArrow).append(word(i));
+        }
+        after = Cut(after, columns - Columns(here) - Columns(before));
+        return before + "\033[1;7m" + here + "\033[0m" + after;
+    }
+
+    static std::string Dim(const std::string& text) { return "\033[2m" + text + "\033[0m"; }
+
+    // The name of the broker gives way in a narrow terminal.
+    static std::string SideStart(std::string_view side, std::string_view broker, std::size_t columns) {
+        constexpr std::size_t kOthers = 61;
+        const std::size_t width = columns > kOthers ? columns - kOthers : 0;
+        return "  " + Pad(side, 4) + " " + Pad(broker, std::clamp<std::size_t>(width, 6, 40));
+    }
+
+    static std::string SideHeader(std::size_t columns) {
+        char row[160];
+        std::snprintf(row, sizeof row, " %9s %9s %9s %7s %6s %8s", "published", "confirmed", "received",
+                      "backlog", "held", "rate");
+        return Cut(SideStart("side", "broker", columns) + row, columns);
+    }
+
+    static std::string SideLine(std::string_view name, const SideRow& side, double rate,
+                                std::size_t columns) {
+        char row[160];
+        std::snprintf(row, sizeof row,
+                      " %9" PRIu64 " %9" PRIu64 " %9" PRIu64 " %7" PRIu64 " %6" PRIu64 " %6.0f/s",
+                      side.published, side.confirmed, side.received, side.backlog, side.held, rate);
+        return Cut(SideStart(name, side.broker, columns) + row, columns);
+    }
+
+    static void AddClients(std::vector<std::string>& lines, const std::vector<ClientRow>& clients,
+                           std::size_t room, std::size_t columns) {
+        const bool all = clients.size() <= room;
+        const std::size_t shown = all ? clients.size() : room - std::min<std::size_t>(room, 1);
+        for (std::size_t i = 0; i < shown; ++i) {
+            const mq::TopicStatus& status = clients[i].status;
+            std::string line =
+                "  " + Pad(clients[i].name, 12) + " " + Pad(mq::ToString(status.stage), 14) + " ";
+            if (!status.waiting_for.empty()) line += "waits for " + Printable(status.waiting_for);
+            lines.push_back(Cut(line, columns));
+        }
+        if (all) return;
+        const auto waiting =
+            std::count_if(clients.begin() + static_cast<std::ptrdiff_t>(shown), clients.end(),
+                          [](const ClientRow& client) { return !client.status.waiting_for.empty(); });
+        std::string more = "  … and " + std::to_string(clients.size() - shown) + " more";
+        if (waiting > 0) more += ", of which " + std::to_string(waiting) + " wait";
+        lines.push_back(Cut(more, columns));
     }
 
     const bool terminal_;
@@ -187,7 +255,9 @@ private:
     std::uint64_t old_processed_ = 0;
     std::uint64_t new_processed_ = 0;
     std::deque<std::string> notes_;
-    std::size_t lines_ = 0;
+    std::size_t lines_ = 0;    // of the table as it was drawn
+    std::size_t columns_ = 0;  // of the terminal then
+    bool ended_ = false;
 };
 
 }  // namespace live

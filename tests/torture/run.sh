@@ -80,10 +80,11 @@ arguments() {
 install_missing() {
     local needed side
     mapfile -t needed < <(missing_for_build; missing_for_tests; missing_for_torture)
-    for side in old new; do
-        mapfile -t -O "${#needed[@]}" needed < <("missing_for_${sides[$side]}")
-    done
     install_or_stop "${needed[@]}"
+    for side in old new; do
+        mapfile -t needed < <("missing_for_${sides[$side]}")
+        install_or_give_up "$(broker_name "${sides[$side]}")" "${needed[@]}"
+    done
 }
 
 build_service() {
