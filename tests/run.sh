@@ -6,8 +6,8 @@
 #   tests/run.sh PART...          any of: unit conformance migration restart interop asan tsan clang
 #                                 lint packaging model bench torture
 #
-# What is missing is installed by apt-get where there is one. The last line is
-# "N passed, N failed, N skipped"; the exit status is 0 only where nothing failed.
+# What is missing is installed by apt-get where there is one. One run at a time in a checkout. The last
+# line is "N passed, N failed, N skipped"; the exit status is 0 only where nothing failed.
 set -euo pipefail
 
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
@@ -24,11 +24,27 @@ source tests/lib/results.sh
 readonly kParts=(unit conformance migration restart interop asan tsan clang lint packaging model bench
     torture)
 readonly kBuildSeconds=1200
-readonly kSuiteSeconds=${MQ_TEST_LIMIT:-900}
+readonly kSuiteSeconds=${MQ_TEST_LIMIT:-1200}
 
 readonly logs=$root/build/logs
 readonly results=$root/build/logs/results
 readonly brokers=$root/build/brokers
+readonly lock_file=$root/build/run.lock
+
+# lock_checkout: the runs of a checkout share its build folders, its logs and its brokers, and so it is
+# one at a time. File descriptor 9 holds the lock until this shell is gone, and what it has forked.
+lock_checkout() {
+    mkdir -p "${lock_file%/*}"
+    have flock || return 0
+    exec 9>>"$lock_file"
+    flock --nonblock 9 ||
+        die "another run (process $(<"$lock_file")) is under way in $root: let it end, or end it"
+    echo $$ >"$lock_file"
+}
+
+# limited SECONDS COMMAND...: run_limited, without the lock: a broker that is left behind by a run that
+# was killed must not keep the next one out.
+limited() { run_limited "$@" 9>&-; }
 
 # build PRESET [TARGET...]: whether build/PRESET is up to date now. A failure is recorded.
 build() {
@@ -37,8 +53,8 @@ build() {
     # With sanitizers clang compiles in a fraction of gcc's time, and its warnings are wanted anyway.
     if [[ $preset == [at]san ]] && have clang++-14; then local -x CXX=clang++-14; fi
     (($# == 0)) || targets=(--target "$@")
-    if run_limited 300 cmake --preset "$preset" >"$log" 2>&1 &&
-        run_limited "$kBuildSeconds" cmake --build "build/$preset" -j"$parallel" "${targets[@]}" \
+    if limited 300 cmake --preset "$preset" >"$log" 2>&1 &&
+        limited "$kBuildSeconds" cmake --build "build/$preset" -j"$parallel" "${targets[@]}" \
             >>"$log" 2>&1; then
         printf '   built %s in %ds\n' "$preset" $((SECONDS - begin))
     else
@@ -55,7 +71,7 @@ suite() {
     local preset=$1 name=$2 part=${3:+-$3} status=0 begin=$SECONDS
     local log=$logs/$name-$preset$part.log tally=$logs/$name-$preset$part.tally
     rm -f "$tally" "$tally.running"
-    MQ_TEST_TALLY=$tally run_limited "$kSuiteSeconds" "build/$preset/tests/mq_$name" ${4:+"$4"} \
+    MQ_TEST_TALLY=$tally limited "$kSuiteSeconds" "build/$preset/tests/mq_$name" ${4:+"$4"} \
         >"$log" 2>&1 || status=$?
     record_suite "$name$part ($preset)" "$status" "$log" "$tally" $((SECONDS - begin))
 }
@@ -76,7 +92,7 @@ record_suite() {
         printf '   FAILED: %s\n' "$name"
         tail -n 200 "$log" | sed 's/^/   | /'
     fi
-    grep '^skipped: ' "$log" | sed 's/^/   /' || true
+    grep -E '^(skipped|note): ' "$log" | sed 's/^/   /' || true
     record "$cases_passed" "$cases_failed" "$cases_skipped" "$name"
     printf '   %s: %d passed, %d failed, %d skipped in %ds\n' \
         "$name" "$cases_passed" "$cases_failed" "$cases_skipped" "$seconds"
@@ -88,7 +104,7 @@ begin_brokers() {
         export MQ_RABBITMQ_TLS_DIR=$brokers/tls
     fi
     local kind
-    for kind in "${kBrokerKinds[@]}"; do begin_broker "$brokers/$kind"; done
+    for kind in "${kBrokerKinds[@]}"; do begin_broker "$brokers/$kind" 9>&-; done
 }
 
 # await_brokers: waits for the brokers, and tells the test programs where they are. Those that the
@@ -99,8 +115,15 @@ await_brokers() {
     for kind in "${kBrokerKinds[@]}"; do
         await_test_broker "MQ_TEST_${kind^^}_DIR" "$brokers/$kind"
     done
-    if wants restart asan && has_sources restart; then
-        for kind in "${kBrokerKinds[@]}"; do begin_broker "$brokers/restart-$kind"; done
+    for kind in $(restart_kinds); do begin_broker "$brokers/restart-$kind" 9>&-; done
+}
+
+# The kinds of brokers that are killed in what was asked for.
+restart_kinds() {
+    if wants restart asan; then
+        echo "${kBrokerKinds[@]}"
+    elif wants tsan; then
+        echo rabbitmq kafka
     fi
 }
 
@@ -123,47 +146,42 @@ await_test_broker() {
 }
 
 # run_suites PRESET NAME...: the named suites on one build. A test that meets a broker which is not to
-# be had skips itself; the Kafka conformance cases go on with librdkafka's mock cluster. What waits most
-# of the time runs side by side: the walks beside everything else, and the restarts in parts that have
-# no broker in common.
+# be had skips itself; the Kafka conformance cases go on with librdkafka's mock cluster. The conformance
+# suite comes first where processors are wanted; the walks and the restarts, which wait most of the time,
+# go on beside it and beside each other, in parts that share as little as can be. The walks of ActiveMQ
+# Classic wait for it to end: both would sync the broker's disk for each message.
 run_suites() {
-    local preset=$1 name walks=()
+    local preset=$1 name
     shift
-    for name in "$@"; do
-        has_sources "$name" || continue
-        case $name in
-            migration)
-                begin_parts "$preset" migration "~[activemq]~[artemis]" "[activemq]" "[artemis]~[activemq]"
-                walks=("${begun[@]}")
-                ;;
-            restart)
-                await_restart_brokers
-                heading "restart on $preset"
-                begin_parts "$preset" restart "~[activemq]~[artemis]" "[activemq],[artemis]"
-                end_parts "${begun[@]}"
-                ;;
-            *)
-                heading "$name on $preset"
-                suite "$preset" "$name"
-                ;;
-        esac
+    begun=()
+    if runs migration "$@"; then
+        begin_part "$preset" migration others "~[activemq]~[artemis]"
+        begin_part "$preset" migration artemis "[artemis]~[activemq]"
+    fi
+    for name in unit conformance; do
+        runs "$name" "$@" || continue
+        heading "$name on $preset"
+        suite "$preset" "$name"
     done
-    ((${#walks[@]} == 0)) || heading "migration on $preset"
-    end_parts "${walks[@]}"
+    if runs migration "$@"; then begin_part "$preset" migration activemq "[activemq]"; fi
+    if runs restart "$@"; then
+        await_restart_brokers
+        begin_part "$preset" restart others "~[activemq]~[artemis]"
+        begin_part "$preset" restart activemq "[activemq],[artemis]"
+    fi
+    end_parts "walks and restarts on $preset"
 }
 
-# begin_parts PRESET NAME SPEC...: the parts of a suite in the background; `begun` is what end_parts
-# takes.
-begin_parts() {
-    local preset=$1 name=$2 spec part=0 out
-    shift 2
-    begun=()
-    for spec in "$@"; do
-        part=$((part + 1))
-        out=$logs/$name-$preset-$part.out
-        in_background suite_to "$out" "$preset" "$name" "$part" "$spec"
-        begun+=("$started" "$out")
-    done
+runs() { # NAME ASKED...: whether it is asked for, and there is something of it
+    [[ " ${*:2} " == *" $1 "* ]] && has_sources "$1"
+}
+
+# begin_part PRESET NAME PART SPEC: a part of a suite in the background, behind what waits in the
+# foreground for the same processors.
+begin_part() {
+    local out=$logs/$2-$1-$3.out
+    in_background lowered 5 suite_to "$out" "$@"
+    begun+=("$started" "$out")
 }
 
 suite_to() { # FILE ARGUMENT...
@@ -172,11 +190,12 @@ suite_to() { # FILE ARGUMENT...
     suite "$@" >"$out" 2>&1
 }
 
-end_parts() { # [PROCESS FILE]...
-    while (($# > 0)); do
-        join "$1" || failed "a part of a suite was ended, see $2"
-        cat "$2"
-        shift 2
+end_parts() { # WHAT
+    ((${#begun[@]} == 0)) || heading "$1"
+    while ((${#begun[@]} > 0)); do
+        join "${begun[0]}" || failed "a part of a suite was ended, see ${begun[1]}"
+        cat "${begun[1]}"
+        begun=("${begun[@]:2}")
     done
 }
 
@@ -185,7 +204,7 @@ run_script() {
     heading "$1"
     local log=$logs/$1.log tally=$logs/$1.tally status=0 begin=$SECONDS
     rm -f "$tally" "$tally.running"
-    MQ_TEST_TALLY=$tally run_limited "$2" "tests/$1/run.sh" >"$log" 2>&1 || status=$?
+    MQ_TEST_TALLY=$tally limited "$2" "tests/$1/run.sh" >"$log" 2>&1 || status=$?
     record_suite "$1" "$status" "$log" "$tally" $((SECONDS - begin))
 }
 
@@ -245,7 +264,7 @@ run_shellcheck() {
 run_tidy() {
     if ! have clang-tidy-14 || ! have clang++-14; then
         skipped "clang-tidy: clang-tidy-14 or clang-14 is not installed"
-    elif run_limited 300 cmake --preset clang >"$logs/configure-clang.log" 2>&1; then
+    elif limited 300 cmake --preset clang >"$logs/configure-clang.log" 2>&1; then
         check "clang-tidy" 600 clang-tidy-14 -p build/clang --quiet tests/unit/odr_a.cpp
     else
         failed "clang-tidy: no build folder" "$logs/configure-clang.log"
@@ -269,14 +288,16 @@ run_clang() {
     fi
 }
 
+# With nothing beside it: it measures.
 run_bench() {
-    heading "benchmark: through mq / by hand; RabbitMQ is to reach 0.90, Kafka's mock cluster 0.85"
     has_sources bench || return 0
+    heading "benchmark"
     build release mq_bench || return 0
-    local log=$logs/bench.log status=0
-    run_limited 600 build/release/tests/mq_bench >"$log" 2>&1 || status=$?
-    sed 's/^/   /' "$log"
-    if ((status == 0)); then passed benchmark; else failed "benchmark: ended with status $status"; fi
+    local log=$logs/bench.log tally=$logs/bench.tally status=0 begin=$SECONDS
+    rm -f "$tally" "$tally.running"
+    MQ_TEST_TALLY=$tally limited 600 build/release/tests/mq_bench >"$log" 2>&1 || status=$?
+    grep -v '^skipped: ' "$log" | sed 's/^/   /' || true
+    record_suite benchmark "$status" "$log" "$tally" $((SECONDS - begin))
 }
 
 set_sanitizer_options() {
@@ -284,19 +305,27 @@ set_sanitizer_options() {
     symbolizer=$(command -v llvm-symbolizer-14 || true)
     symbolizer=${symbolizer:+:external_symbolizer_path=$symbolizer}
     export ASAN_OPTIONS=${ASAN_OPTIONS:-detect_stack_use_after_return=1:strict_string_checks=1$symbolizer}
+    export LSAN_OPTIONS=${LSAN_OPTIONS:-suppressions=$root/tests/lsan.supp:print_suppressions=0}
     export UBSAN_OPTIONS=${UBSAN_OPTIONS:-print_stacktrace=1$symbolizer}
     export TSAN_OPTIONS=${TSAN_OPTIONS:-suppressions=$root/tests/tsan.supp:second_deadlock_stack=1$symbolizer}
 }
 
 run_asan() { run_suites asan unit migration conformance restart; }
 
-# The walks are the library's own threads whatever the brokers: in memory they meet most often.
+# The walks are the library's own threads whatever the brokers: in memory they meet most often. The
+# restarts are those of the two brokers that are back soonest, each with its own, side by side.
 run_tsan() {
-    begin_parts tsan migration "$(printf '~[%s]' "${kBrokerKinds[@]}")"
-    local walks=("${begun[@]}")
-    run_suites tsan unit conformance
-    heading "migration on tsan, in memory"
-    end_parts "${walks[@]}"
+    local name
+    begun=()
+    begin_part tsan migration memory "$(printf '~[%s]' "${kBrokerKinds[@]}")"
+    for name in unit conformance; do
+        heading "$name on tsan"
+        suite tsan "$name"
+    done
+    await_restart_brokers
+    begin_part tsan restart rabbitmq "[rabbitmq]"
+    begin_part tsan restart kafka "[kafka]"
+    end_parts "walks in memory and restarts on tsan"
 }
 
 wants() { # PART...: whether any of them is asked for
@@ -338,15 +367,17 @@ install_missing() {
 
 readonly kBrokerParts=(conformance migration restart interop asan tsan bench)
 
-# While tests run on one build the next one is compiled, at a low priority: the tests have deadlines.
+# While tests run on one build the next one is compiled, with what processors and disks have to spare:
+# the tests have deadlines.
 beside() { # FUNCTION ARGUMENT...
-    in_background lowered "$@"
+    in_background lowered 15 "$@"
     beside_job=$started
 }
 
-lowered() {
-    renice -n 10 -p "$BASHPID" >/dev/null 2>&1 || true
-    "$@"
+lowered() { # NICENESS FUNCTION ARGUMENT...
+    renice -n "$1" -p "$BASHPID" >/dev/null 2>&1 || true
+    if (($1 > 10)); then ionice --class idle --pid "$BASHPID" 2>/dev/null || true; fi
+    "${@:2}"
 }
 
 side_of_dev() {
@@ -369,11 +400,13 @@ main() {
         [[ " ${kParts[*]} " == *" $part "* ]] || die "no such part: $part (there are: all ${kParts[*]})"
     done
 
+    lock_checkout
     mkdir -p "$logs"
     rm -f "$logs"/*.broken
     : >"$results"
     on_exit stop_brokers
-    install_missing
+    # A package may start a service, which is none of ours.
+    install_missing 9>&-
     prepare_build
     set_sanitizer_options
 

@@ -5,7 +5,6 @@
 #pragma once
 
 #include <librdkafka/rdkafka.h>
-#include <librdkafka/rdkafka_mock.h>
 
 #include <atomic>
 #include <chrono>
@@ -19,29 +18,6 @@
 #include <vector>
 
 namespace bench {
-
-/// librdkafka's cluster of one broker inside this process.
-class MockCluster {
-public:
-    MockCluster() {
-        char error[256];
-        owner_ = rd_kafka_new(RD_KAFKA_PRODUCER, rd_kafka_conf_new(), error, sizeof error);
-        if (owner_ == nullptr) throw std::runtime_error(error);
-        cluster_ = rd_kafka_mock_cluster_new(owner_, 1);
-    }
-    MockCluster(const MockCluster&) = delete;
-    MockCluster& operator=(const MockCluster&) = delete;
-    ~MockCluster() {
-        rd_kafka_mock_cluster_destroy(cluster_);
-        rd_kafka_destroy(owner_);
-    }
-
-    [[nodiscard]] std::string servers() const { return rd_kafka_mock_cluster_bootstraps(cluster_); }
-
-private:
-    rd_kafka_t* owner_ = nullptr;
-    rd_kafka_mock_cluster_t* cluster_ = nullptr;
-};
 
 class RawKafka {
 public:

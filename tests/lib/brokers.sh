@@ -16,15 +16,9 @@ broker_script() { echo "$root/tests/brokers/$(broker_kind "$1").sh"; }
 # claim_brokers DIR: one run at a time owns the brokers below DIR. What an earlier run that was killed
 # has left there is ended.
 claim_brokers() {
-    local owner_file=$1/owner owner kind left
-    if [[ -s $owner_file ]]; then
-        owner=$(<"$owner_file")
-        if grep -qs 'run\.sh' "/proc/$owner/cmdline"; then
-            die "another run (process $owner) uses the brokers in $1"
-        fi
-    fi
+    local kind left
     mkdir -p "$1"
-    echo $$ >"$owner_file"
+    become_owner "$1/owner" || exit
     claimed_brokers=$1
     for kind in "${kBrokerKinds[@]}"; do
         for left in "$1/$kind" "$1"/*-"$kind"; do
@@ -34,6 +28,17 @@ claim_brokers() {
         done
     done
 }
+
+# become_owner FILE: writes this script's process id there, unless it names another one that runs. Two
+# that ask at once do so one after the other.
+become_owner() (
+    ! have flock || { exec 8>>"$1.lock" && flock 8; }
+    owner=$(cat "$1" 2>/dev/null) || true
+    if [[ -n $owner && $owner != "$$" ]] && grep -qs 'run\.sh' "/proc/$owner/cmdline"; then
+        die "another run (process $owner) uses the brokers in ${1%/*}"
+    fi
+    echo $$ >"$1"
+)
 
 # begin_broker DIR: begins to start the broker that the end of DIR's name says.
 begin_broker() {
