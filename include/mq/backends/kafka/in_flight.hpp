@@ -16,7 +16,7 @@
 namespace mq::kafka {
 
 /// Values that are out, each in a place of its own until it is taken. Places come in blocks that are
-/// used again once each of their values has been taken, and are kept until the end: 16 bytes for each
+/// used again once each of their values has been taken, and are kept until the end: 8 bytes for each
 /// value that was added while the oldest one was out. Thread-safe, without a lock for all but one of
 /// kPlaces values.
 class InFlight {
@@ -24,7 +24,7 @@ public:
     using Value = std::uintptr_t;
 
     /// How many values a block has room for.
-    static constexpr std::size_t kPlaces = 256;
+    static constexpr std::size_t kPlaces = 480;
 
     struct Entry {
         std::uint64_t number = 0;  ///< Rises with each Add of one thread.
@@ -42,9 +42,8 @@ public:
             if (block != nullptr) {
                 const std::uint32_t index = block->used.fetch_add(1, std::memory_order_acq_rel);
                 if (index < kPlaces) {
-                    Place& place = block->places[index];
-                    place.value.store(value, std::memory_order_release);
-                    return &place;
+                    block->places[index].store(value, std::memory_order_release);
+                    return &block->places[index];
                 }
             }
             Advance(block);
@@ -54,22 +53,23 @@ public:
     /// Takes what Add has put there. Once for each Add, at most; not beside another call for the place.
     static Entry Take(void* address) {
         Place& place = *static_cast<Place*>(address);
-        Block& block = *place.block;
+        Block& block = BlockOf(place);
         const auto index = static_cast<std::uint64_t>(&place - block.places.data());
-        const Entry entry{block.first + index, place.value.exchange(0, std::memory_order_acq_rel)};
+        const Entry entry{block.first + index, place.load(std::memory_order_acquire)};
+        place.store(0, std::memory_order_relaxed);
         if (block.taken.fetch_add(1, std::memory_order_acq_rel) + 1 == kPlaces) {
             block.owner->Recycle(block);
         }
         return entry;
     }
 
-    /// Takes everything that is out, in its order. Nobody adds meanwhile.
+    /// Takes everything that is out, in its order. Nobody adds or takes meanwhile.
     std::vector<Entry> TakeAll() {
         const std::lock_guard lock{mutex_};
         std::vector<Entry> entries;
         for (const auto& block : blocks_) {
             for (std::size_t i = 0; i < kPlaces; ++i) {
-                const Value value = block->places[i].value.exchange(0, std::memory_order_acq_rel);
+                const Value value = block->places[i].exchange(0, std::memory_order_acq_rel);
                 if (value != 0) entries.push_back({block->first + i, value});
             }
         }
@@ -85,23 +85,30 @@ public:
     }
 
 private:
-    struct Block;
+    /// What one thread writes does not slow down what another one does.
+    static constexpr std::size_t kCacheLine = 64;
+    /// Where a block begins follows from the address of a place in it.
+    static constexpr std::size_t kBlockSize = 4096;
 
-    struct Place {
-        std::atomic<Value> value{0};
-        Block* block = nullptr;
-    };
+    using Place = std::atomic<Value>;
 
-    struct Block {
+    struct alignas(kBlockSize) Block {
         InFlight* owner = nullptr;
         std::uint64_t first = 0;  // the number of the first place
         // How many places are given out; more where somebody has found none left. A block that is used
         // again begins at 0 only when it is the current one: who comes late finds either none or a good
         // one.
-        std::atomic<std::uint32_t> used{0};
-        std::atomic<std::uint32_t> taken{0};
-        std::array<Place, kPlaces> places = {};
+        alignas(kCacheLine) std::atomic<std::uint32_t> used{0};
+        alignas(kCacheLine) std::atomic<std::uint32_t> taken{0};
+        alignas(kCacheLine) std::array<Place, kPlaces> places = {};
     };
+    static_assert(sizeof(Block) == kBlockSize);
+
+    static Block& BlockOf(Place& place) {
+        const auto address = reinterpret_cast<std::uintptr_t>(&place);
+        // NOLINTNEXTLINE(performance-no-int-to-ptr)
+        return *reinterpret_cast<Block*>(address & ~std::uintptr_t{kBlockSize - 1});
+    }
 
     // Makes another block than `full` the current one, unless somebody has done so.
     void Advance(const Block* full) {
@@ -112,7 +119,6 @@ private:
             free_.reserve(blocks_.size());
             free_.push_back(blocks_.back().get());
             free_.back()->owner = this;
-            for (Place& place : free_.back()->places) place.block = free_.back();
         }
         Block* const next = free_.back();
         free_.pop_back();
