@@ -8,6 +8,9 @@
 #   launch_command   sets `command` to what comes after `java`
 # shellcheck disable=SC2034,SC2154  # set there and read here, or the other way round
 
+# shellcheck source=tests/brokers/standstill.sh
+source "$(dirname "${BASH_SOURCE[0]}")/standstill.sh"
+
 readonly start_seconds=${MQ_BROKER_START_SECONDS:-90}
 readonly stop_seconds=20
 readonly user=mq password=mq-secret
@@ -193,10 +196,16 @@ end() {
     fi
 }
 
-signal() {
+pause() {
     local pid
     pid=$(broker_pid) || fail "no broker of $dir is running"
-    kill "-$1" "$pid"
+    stand_still "$pid" 10 || fail "process $pid does not stand still"
+}
+
+resume() {
+    local pid
+    pid=$(broker_pid) || fail "no broker of $dir is running"
+    kill -CONT "$pid"
 }
 
 # run_command COMMAND DIR: what the script was called for.
@@ -211,8 +220,8 @@ run_command() {
         start) start ;;
         kill) end KILL 10 ;;
         stop) end TERM "$stop_seconds" ;;
-        pause) signal STOP ;;
-        resume) signal CONT ;;
+        pause) pause ;;
+        resume) resume ;;
         *) fail "unknown command '$1'" ;;
     esac
 }

@@ -17,6 +17,9 @@ readonly kStartSeconds=${MQ_BROKER_START_SECONDS:-90}
 readonly kStopSeconds=20
 readonly kMemory=1GB
 
+# shellcheck source=tests/brokers/standstill.sh
+source "$(dirname "${BASH_SOURCE[0]}")/standstill.sh"
+
 die() {
     echo "rabbitmq.sh: $*" >&2
     exit 1
@@ -231,9 +234,14 @@ command_stop() {
     rm -f "$dir/pid" "$dir/epmd.pid"
 }
 
-command_signal() {
+command_pause() {
     broker_runs || die "no broker runs in $dir"
-    kill "-$1" "$(<"$dir/pid")"
+    stand_still "$(<"$dir/pid")" 10 || die "the broker does not stand still"
+}
+
+command_resume() {
+    broker_runs || die "no broker runs in $dir"
+    kill -CONT "$(<"$dir/pid")"
 }
 
 command_ctl() {
@@ -265,8 +273,8 @@ load_ports
 case $command in
     kill) command_kill ;;
     stop) command_stop ;;
-    pause) command_signal STOP ;;
-    resume) command_signal CONT ;;
+    pause) command_pause ;;
+    resume) command_resume ;;
     block) command_ctl set_vm_memory_high_watermark 0.0000001 >/dev/null ;;
     unblock) command_ctl set_vm_memory_high_watermark absolute "$kMemory" >/dev/null ;;
     ctl) command_ctl "$@" ;;

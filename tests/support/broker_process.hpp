@@ -112,7 +112,7 @@ public:
         Run("kill", std::chrono::seconds{30});
     }
 
-    /// SIGSTOP: it keeps its connections and answers nothing.
+    /// SIGSTOP: it keeps its connections and answers nothing. Returns when all its threads stand still.
     void Pause() {
         paused_ = true;
         Run("pause", std::chrono::seconds{30});
