@@ -31,8 +31,9 @@ struct ClientConfig {
     /// How long RecvMsg waits until the broker has the subscription.
     std::chrono::milliseconds subscribe_timeout = std::chrono::seconds{30};
     /// How much may be sent and not yet confirmed, for each broker, in bytes; a message counts its
-    /// contents and 512 bytes more. A send beyond it waits, up to its deadline.
-    std::size_t max_in_flight_bytes = 64u << 20u;
+    /// contents and 512 bytes more. A send beyond it waits, up to its deadline. More is not faster:
+    /// what is out and no longer in the processor's cache makes every send and confirm slower.
+    std::size_t max_in_flight_bytes = 16u << 20u;
     /// How many messages a subscription holds unsettled, for each side, where RecvMsg gives no number.
     std::size_t prefetch = 256;
     /// The most threads that run handlers. They start when they are needed. A subscription that asks

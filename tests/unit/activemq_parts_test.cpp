@@ -510,6 +510,22 @@ TEST_CASE("ActiveMQ in flight: what has expired keeps its place until the broker
     CHECK_FALSE(in_flight.OldestExpired());
 }
 
+TEST_CASE("ActiveMQ in flight: a broker that settles all but one does not make it grow without end",
+          "[activemq]") {
+    InFlight in_flight{2};
+    const auto stuck = in_flight.Add(Pending{MakePublication("stuck"), nullptr}, 0);
+    std::size_t others = 0;
+    for (; !in_flight.Full() && others < 1000; ++others) {
+        const auto number = in_flight.Add(Pending{MakePublication("other"), nullptr}, 0);
+        CHECK(in_flight.Settle(number).publication != nullptr);
+    }
+    CHECK(others < 100);
+    CHECK(in_flight.Size() == 1);
+    CHECK(in_flight.Settle(stuck).publication->message.body == "stuck");
+    CHECK_FALSE(in_flight.Full());
+    CHECK(in_flight.Size() == 0);
+}
+
 TEST_CASE("ActiveMQ in flight: a link that is gone gives back its own, in their order", "[activemq]") {
     mq::activemq::Route one{mq::test::MakeDestination("one"), Flavor::kArtemis, {}};
     mq::activemq::Route two{mq::test::MakeDestination("two"), Flavor::kArtemis, {}};

@@ -10,6 +10,8 @@
 #include <mq/detail/system_certificates.hpp>
 #include <mq/url.hpp>
 
+#include <netinet/in.h>
+#include <netinet/tcp.h>
 #include <sys/socket.h>
 
 #include <algorithm>
@@ -100,6 +102,7 @@ public:
                     ErrorCode::kUnavailable, where_ + ": the broker has closed the connection", {}};
                 return false;
             }
+            owes_acknowledgement_since_ = std::min(owes_acknowledgement_since_, Clock::now());
             driver_.read_done(static_cast<std::size_t>(count));
             driver_.dispatch();
         }
@@ -124,8 +127,27 @@ public:
             }
             if (count < 0) return Break(errno);
             written_ += static_cast<std::uint64_t>(count);
+            owes_acknowledgement_since_ = Clock::time_point::max();
             driver_.write_done(static_cast<std::size_t>(count));
         }
+    }
+
+    /// Has the kernel acknowledge what it was read a moment ago, where nothing was written since that
+    /// has taken the acknowledgement along. Returns when it must be called again.
+    ///
+    /// ActiveMQ Classic leaves Nagle's algorithm on: the end of what it has to say waits for an
+    /// acknowledgement of what came before it, and Linux keeps that back for 40 ms. A socket falls back
+    /// to that by itself, so that it is asked each time (tcp(7), TCP_QUICKACK).
+    Clock::time_point Acknowledge(Clock::time_point now) noexcept {
+        if (owes_acknowledgement_since_ == Clock::time_point::max()) return Clock::time_point::max();
+        const auto due = owes_acknowledgement_since_ + kAcknowledgeWithin;
+        if (now < due) return due;
+        owes_acknowledgement_since_ = Clock::time_point::max();
+#ifdef TCP_QUICKACK
+        const int on = 1;
+        ::setsockopt(socket_.Get(), IPPROTO_TCP, TCP_QUICKACK, &on, sizeof(on));
+#endif
+        return Clock::time_point::max();
     }
 
     /// Sees to the heartbeats of both ends: an event follows where the broker was silent for too long.
@@ -152,6 +174,8 @@ public:
 private:
     static constexpr int kReadsPerTurn = 64;
 
+    static constexpr std::chrono::milliseconds kAcknowledgeWithin{1};
+
     bool Break(int error) {
         const std::string text = std::generic_category().message(error);
         broken_ = {ErrorCode::kUnavailable, where_ + ": " + text, {error, text}};
@@ -164,6 +188,7 @@ private:
     bool more_ = false;
     bool blocked_ = false;
     std::uint64_t written_ = 0;
+    Clock::time_point owes_acknowledgement_since_ = Clock::time_point::max();
     Failure broken_ = {};
 };
 

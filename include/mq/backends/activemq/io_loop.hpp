@@ -404,7 +404,7 @@ private:
     void Sleep(Clock::time_point now) {
         Clock::time_point until = std::min(NextTurn(), inquirer_.NextDeadline());
         if (connection_ != nullptr) {
-            until = std::min(until, next_tick_);
+            until = std::min({until, next_tick_, connection_->Acknowledge(Clock::now())});
             if (!open_) until = std::min(until, open_by_);
         } else if (dial_ == nullptr) {
             until = std::min(until, retry_at_);

@@ -132,8 +132,9 @@ public:
 private:
     using Stage = Route::Stage;
 
-    // As much as Proton keeps of what was sent; beyond it, encoding waits for the socket.
-    static constexpr std::size_t kMostUnsent = std::size_t{512} << 10u;
+    // What is encoded before the socket gets it, in bytes. Little, so that a broker that has just given
+    // credit is at work on the first messages while the rest are encoded.
+    static constexpr std::size_t kMostUnsent = std::size_t{64} << 10u;
     // How long the broker may take to answer that a link is to be made.
     static constexpr std::chrono::seconds kPatience{30};
 
@@ -229,6 +230,7 @@ private:
     std::unordered_map<std::string, Route*> by_link_ = {};  // by the names of their links
     InFlight in_flight_;
     proton::message encoded_ = {};
+    proton::binary tag_ = proton::binary(sizeof(std::uint64_t));
     backend::PublicationList finished_ = {};
     Clock::time_point next_deadline_ = Clock::time_point::max();
     Clock::time_point overdue_at_ = Clock::time_point::max();  // of what has expired
@@ -452,10 +454,9 @@ inline void PublishingLoop::Send(Route& route, Pending pending) {
         return fail_by(error);
     }
     const std::uint64_t number = in_flight_.Add(std::move(pending), Wire().Written());
-    proton::binary tag(sizeof(number));
-    std::memcpy(tag.data(), &number, sizeof(number));
+    std::memcpy(tag_.data(), &number, sizeof(number));
     try {
-        route.sender.send(encoded_, tag);
+        route.sender.send(encoded_, tag_);
     } catch (const std::exception& error) {
         pending = in_flight_.Settle(number);
         fail_by(error);
