@@ -16,7 +16,7 @@ namespace mq {
 struct ProducerStatus {
     std::string client = {};      ///< Names the client; the same in the broker's own tools.
     Policy stage = Policy::kOld;  ///< The rung from which it sent the last message that was seen.
-    std::uint64_t moves = 0;      ///< How often it had moved from one side to the other by then.
+    std::uint64_t moves = 0;      ///< Rises whenever its publishing goes to the other side.
     std::chrono::system_clock::time_point last_seen = {};  ///< When that message arrived.
 
     friend bool operator==(const ProducerStatus&, const ProducerStatus&) = default;

@@ -185,7 +185,9 @@ public:
 
     Fleet(Scene scene, Policy policy, Size size) : scene_(std::move(scene)), size_(size) {
         for (const std::string& group : kGroups) {
-            for (std::size_t i = 0; i < size_.members; ++i) AddConsumer(group, policy);
+            for (std::size_t i = 0; i < size_.members; ++i) {
+                consumers_.push_back(MakeConsumer(group, policy));
+            }
         }
         for (std::size_t i = 0; i < size_.producers; ++i) {
             producers_.push_back(std::make_unique<Service>(scene_, policy));
@@ -215,6 +217,14 @@ public:
     }
 
     void StopTraffic() { traffic_.clear(); }
+
+    /// Ends a consumer, and starts another one in its place, at the rung that it was asked for.
+    void RestartConsumer(std::size_t index) {
+        std::unique_ptr<Service>& consumer = consumers_.at(index);
+        const Policy policy = consumer->Status().policy;
+        consumer.reset();
+        consumer = MakeConsumer(kGroups.at(index / size_.members), policy);
+    }
 
     /// Asks every service for the rung.
     void SetPolicy(Policy policy) const {
@@ -271,12 +281,12 @@ private:
                ", unsettled " + std::to_string(side.unsettled);
     }
 
-    void AddConsumer(const std::string& group, Policy policy) {
-        consumers_.push_back(std::make_unique<Service>(scene_, policy));
-        Service& service = *consumers_.back();
-        service.subscription = service.client->RecvMsg(
+    std::unique_ptr<Service> MakeConsumer(const std::string& group, Policy policy) {
+        auto consumer = std::make_unique<Service>(scene_, policy);
+        consumer->subscription = consumer->client->RecvMsg(
             kTopic, [this, group](const Message& message) { audit_.Processed(group, message); },
             {.group = group, .concurrency = size_.concurrency});
+        return consumer;
     }
 
     const Scene scene_;

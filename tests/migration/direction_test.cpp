@@ -5,10 +5,12 @@
 #include "direction.hpp"
 
 #include "../support/catch.hpp"
+#include "fleet.hpp"
 #include "gate.hpp"
 
 #include <algorithm>
 #include <chrono>
+#include <cstddef>
 #include <string>
 #include <vector>
 
@@ -65,7 +67,7 @@ TEST_CASE("A producer that turns back after a member has started does not overta
     CHECK(gate.Passed() == std::vector<std::string>{"1", "2", "3"});
 }
 
-TEST_CASE("A subscription that joins in the middle of a walk leaves the others their direction",
+TEST_CASE("A subscription that joins in the middle of a walk keeps nothing back",
           "[direction][order]") {
     const Scene scene = Ordered();
     Gate billing{true};
@@ -121,8 +123,36 @@ TEST_CASE("In order, a member starts on both sides while one of the brokers is d
     const auto begin = mq::backend::Clock::now();
     Listen(member, gate);
     REQUIRE(gate.WaitPassed(1));
-    // Well below the patience of a turn, which is what a direction that is not known would cost.
     CHECK(mq::backend::Clock::now() - begin < 4s);
+}
+
+// The producers publish to both sides for as long as the mixture lasts, and every member takes from
+// both.
+TEST_CASE(
+    "In order, a fleet may stay between two rungs: everything is handled, in whatever way it came",
+    "[direction][order]") {
+    const bool down = GENERATE(true, false);
+    const bool restart = GENERATE(true, false);
+    INFO((down ? "down" : "up") << (restart ? ", a member starts in between" : ""));
+    Fleet fleet{{.order = Order::kKey, .quiet = 100ms},
+                down ? Policy::kNewPublish : Policy::kDualSubscribe};
+    fleet.StartTraffic();
+    const Policy rung = down ? Policy::kDualSubscribe : Policy::kNewPublish;
+    std::vector<const Service*> first{fleet.producers().front().get(), fleet.consumers().front().get(),
+                                      fleet.consumers().at(2).get()};
+    for (const Service* const service : first) service->SetPolicy(rung);
+    REQUIRE(Eventually([&] {
+        return std::all_of(first.begin(), first.end(), [&](auto* each) { return each->At(rung); });
+    }));
+    if (restart) fleet.RestartConsumer(0);
+    CHECK(fleet.audit().WaitProcessed(2000));
+    const bool complete = fleet.Settle();
+    const AuditVerdict verdict = fleet.audit().Check();
+    INFO(verdict);
+    INFO(fleet.Describe());
+    CHECK(complete);
+    CHECK(verdict.lost == 0);
+    CHECK(verdict.reordered == 0);
 }
 
 TEST_CASE("Brokers that allow different things are named before the first step", "[direction]") {

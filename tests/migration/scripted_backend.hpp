@@ -108,6 +108,8 @@ public:
     [[nodiscard]] std::size_t listening_questions() const { return Get(listening_questions_); }
     [[nodiscard]] std::size_t subscriptions() const { return Get(subscriptions_); }
     [[nodiscard]] std::vector<std::string> published() const { return Get(published_); }
+    /// What was written beside each of them.
+    [[nodiscard]] std::vector<std::string> senders() const { return Get(senders_); }
     [[nodiscard]] std::vector<std::string> settled() const { return Get(settled_); }
 
 private:
@@ -161,6 +163,7 @@ private:
         {
             const std::lock_guard lock{mutex_};
             published_.push_back(publication->message.body);
+            senders_.emplace_back(publication->sender);
             confirming = confirming_;
             if (confirming == Confirming::kKept) {
                 kept_.push_back({.sink = &sink, .publication = std::move(publication)});
@@ -264,6 +267,7 @@ private:
     std::size_t listening_questions_ = 0;
     std::size_t subscriptions_ = 0;
     std::vector<std::string> published_ = {};
+    std::vector<std::string> senders_ = {};
     std::vector<std::string> settled_ = {};
 };
 

@@ -1,6 +1,6 @@
 /// @file topic_hold_test.cpp
-/// In order: when held messages may go, and how a subscription finds out which side is the newer one.
-/// Brokers that answer what a test wants show what each answer counts for.
+/// In order: what raises a fence before a side's messages, and when it opens. Brokers that answer what
+/// a test wants show what each answer counts for.
 #include "../support/catch.hpp"
 #include "../support/collector.hpp"
 #include "scripted_backend.hpp"
@@ -15,6 +15,7 @@
 #include <atomic>
 #include <chrono>
 #include <cstddef>
+#include <cstdint>
 #include <memory>
 #include <string>
 #include <string_view>
@@ -32,9 +33,12 @@ using Bodies = std::vector<std::string>;
 // As long as no test waits for a quiet period to pass.
 constexpr std::chrono::milliseconds kForEver = 60s;
 // The same as in topic.hpp.
-constexpr std::chrono::seconds kTurn{5};
+constexpr std::chrono::seconds kPatience{5};
+// Two producers that have come over to the new side.
+constexpr const char* kOne = "mq-a new-publish 1";
+constexpr const char* kAnother = "mq-b new-publish 1";
 
-// A service that has walked to dual-subscribe: it knows the new side as the newer one, and holds it.
+// A service that has walked to dual-subscribe.
 struct Member {
     explicit Member(std::chrono::milliseconds quiet)
         : brokers(Order::kKey, quiet), service(brokers.scene, Policy::kOld) {
@@ -63,10 +67,10 @@ TEST_CASE("What arrives while it is asked what came before waits for the next an
     Member member{kForEver};
     member.brokers.legacy.OnBacklog([&](Clock::time_point) {
         if (member.asked.fetch_add(1) > 0) return NotDrained();
-        member.brokers.next.Deliver("2");
+        member.brokers.next.Deliver("2", kAnother);
         return Drained();
     });
-    member.brokers.next.Deliver("1");
+    member.brokers.next.Deliver("1", kOne);
     REQUIRE(member.handled.WaitBegun(1));
     // "2" is held: it is asked for again, or is handled where nothing holds it.
     CHECK(Eventually([&] { return member.asked >= 4 || member.handled.Begun().size() > 1; }));
@@ -83,7 +87,7 @@ TEST_CASE("Held messages go when what came before them is settled, though more h
     mq::backend::Backlog backlog = NotDrained();
     backlog.settled_before = before;
     member.brokers.legacy.SetBacklog(backlog);
-    member.brokers.next.Deliver("1");
+    member.brokers.next.Deliver("1", kOne);
     REQUIRE(member.AsksAgain());
     CHECK(member.handled.empty());
     member.brokers.legacy.OnBacklog([](Clock::time_point) {
@@ -97,7 +101,7 @@ TEST_CASE("Held messages go when what came before them is settled, though more h
 TEST_CASE("An answer that is not known lets no held message go", "[topic][order]") {
     Member member{0ms};
     member.brokers.legacy.SetBacklog(BacklogUnknown());
-    member.brokers.next.Deliver("1");
+    member.brokers.next.Deliver("1", kOne);
     REQUIRE(member.AsksAgain());
     CHECK(member.handled.empty());
     member.brokers.legacy.SetBacklog(Drained());
@@ -109,7 +113,7 @@ TEST_CASE("Behind a side that is drained as far as can be seen held messages wai
     Member member{300ms};
     member.brokers.legacy.SetBacklog(DrainedAsFarAsSeen());
     const auto begin = Clock::now();
-    member.brokers.next.Deliver("1");
+    member.brokers.next.Deliver("1", kOne);
     REQUIRE(member.handled.WaitBegun(1));
     CHECK(member.handled.When("1") - begin >= member.brokers.scene.quiet);
 }
@@ -122,7 +126,7 @@ TEST_CASE("The quiet period of held messages begins again when the other side is
         if (member.asked.fetch_add(1) == 0) return DrainedAsFarAsSeen();
         return member.not_yet.Or(DrainedAsFarAsSeen());
     });
-    member.brokers.next.Deliver("1");
+    member.brokers.next.Deliver("1", kOne);
     REQUIRE(member.handled.WaitBegun(1));
     CHECK(member.handled.When("1") - member.not_yet.last() >= member.brokers.scene.quiet);
 }
@@ -139,7 +143,7 @@ TEST_CASE("The quiet period of held messages begins again when something arrives
         }
         return DrainedAsFarAsSeen();
     });
-    member.brokers.next.Deliver("1");
+    member.brokers.next.Deliver("1", kOne);
     REQUIRE(member.handled.WaitBegun(2));
     CHECK(member.handled.Begun() == Bodies{"0", "1"});
     CHECK(member.handled.When("1") - member.seen.at() >= member.brokers.scene.quiet);
@@ -153,17 +157,17 @@ TEST_CASE("What arrives during the quiet period of held messages waits for one o
     member.brokers.legacy.OnBacklog([&, middle](Clock::time_point) {
         if (Clock::now() >= middle && member.asked.fetch_add(1) == 0) {
             member.seen.Note();
-            member.brokers.next.Deliver("2");
+            member.brokers.next.Deliver("2", kAnother);
         }
         return DrainedAsFarAsSeen();
     });
-    member.brokers.next.Deliver("1");
+    member.brokers.next.Deliver("1", kOne);
     REQUIRE(member.handled.WaitBegun(2));
     CHECK(member.handled.Begun() == Bodies{"1", "2"});
     CHECK(member.handled.When("2") - member.seen.at() >= member.brokers.scene.quiet);
 }
 
-// ---- settling in
+// ---- one side, and both
 
 TEST_CASE("With the guard off a subscription asks nobody what came before it", "[topic][order]") {
     ScriptedScene brokers{Order::kKey, kForEver};
@@ -172,12 +176,12 @@ TEST_CASE("With the guard off a subscription asks nobody what came before it", "
     Handled handled;
     Service service{brokers.scene, Policy::kOld};
     handled.Listen(service);
-    brokers.legacy.Deliver("1");
+    brokers.legacy.Deliver("1", "mq-a old 3");
     REQUIRE(handled.WaitBegun(1));
     CHECK(brokers.next.backlog_questions() == 0);
 }
 
-TEST_CASE("A subscription on one side asks what is left on the other before it begins",
+TEST_CASE("On one side, what comes from a producer that has moved waits for what is left on the other",
           "[topic][order]") {
     ScriptedScene brokers{Order::kKey, kForEver};
     Handled handled;
@@ -186,7 +190,7 @@ TEST_CASE("A subscription on one side asks what is left on the other before it b
         brokers.next.SetBacklog(NotDrained());
         return NotDrained();
     });
-    brokers.legacy.Deliver("2");
+    brokers.legacy.Deliver("2", "mq-a dual-subscribe 3");
     Service service{brokers.scene, Policy::kOld};
     handled.Listen(service);
     REQUIRE(handled.WaitBegun(1));
@@ -196,40 +200,73 @@ TEST_CASE("A subscription on one side asks what is left on the other before it b
     CHECK(handled.Begun() == Bodies{"1", "2"});
 }
 
-TEST_CASE(
-    "Where producers have gone both ways a subscription waits to learn which side is the newer, "
-    "and not for ever",
-    "[topic][order]") {
+TEST_CASE("Fences that wait for each other do not do so for ever", "[topic][order]") {
     ScriptedScene brokers{Order::kKey, 10ms};
     Handled handled;
     for (Script* const broker : {&brokers.legacy, &brokers.next}) broker->SetBacklog(NotDrained());
-    brokers.legacy.Deliver("1", "mq-a dual-subscribe 1");
-    brokers.next.Deliver("2", "mq-b new-publish 1");
+    brokers.legacy.Deliver("1", "mq-a dual-subscribe 3");
+    brokers.next.Deliver("2", kAnother);
     Service service{brokers.scene, Policy::kDualSubscribe};
     const auto begin = Clock::now();
     handled.Listen(service);
+    REQUIRE(
+        service.log->WaitForLine("lets go of what came from legacy without group billing to drain"));
     REQUIRE(handled.WaitBegun(1));
     CHECK(handled.Begun() == Bodies{"1"});
-    CHECK(handled.When("1") - begin >= kTurn);
+    CHECK(handled.When("1") - begin >= kPatience);
+    brokers.legacy.SetBacklog(Drained());
+    CHECK(handled.WaitBegun(2));
 }
 
-TEST_CASE("A subscription that turns round lets go first of what it holds, behind the other side",
+TEST_CASE("A fence is patient for as long as something is handled behind it", "[topic][order]") {
+    ScriptedScene brokers{Order::kKey, 10ms};
+    Handled handled;
+    const auto slow = Clock::now() + kPatience + 1s;
+    std::atomic<std::uint64_t> left{1'000'000};
+    brokers.next.OnBacklog([&](Clock::time_point) {
+        mq::backend::Backlog backlog = NotDrained();
+        backlog.messages = --left;
+        return Clock::now() < slow ? backlog : Drained();
+    });
+    brokers.legacy.Deliver("1", "mq-a dual-subscribe 3");
+    Service service{brokers.scene, Policy::kDualSubscribe};
+    handled.Listen(service);
+    REQUIRE(handled.WaitBegun(1));
+    CHECK(handled.When("1") >= slow);
+}
+
+TEST_CASE("On the way up a fence waits as long as it takes", "[topic][order]") {
+    Member member{10ms};
+    member.brokers.legacy.SetBacklog(NotDrained());
+    member.brokers.next.Deliver("1", kOne);
+    REQUIRE(member.AsksAgain());
+    CHECK(Stays([&] { return member.handled.empty(); }, kPatience + 500ms));
+    member.brokers.legacy.SetBacklog(Drained());
+    CHECK(member.handled.WaitBegun(1));
+}
+
+TEST_CASE("A producer that comes and goes again is handled in the order of its moves",
           "[topic][order]") {
     Member member{kForEver};
-    member.brokers.legacy.SetBacklog(NotDrained());
-    member.brokers.next.Deliver("1", "mq-a new-publish 1");
-    REQUIRE(member.AsksAgain(1));
-    // The producer has gone back: the old side is the newer one now, and "1" still waits behind what
-    // another member has of the old side.
+    mq::backend::Backlog elsewhere = NotDrained();
+    elsewhere.messages = 2;  // the one that comes back, and one that another member is at work on
+    member.brokers.legacy.SetBacklog(elsewhere);
     member.brokers.next.SetBacklog(NotDrained());
-    member.brokers.legacy.Deliver("2", "mq-a dual-subscribe 2");
+    member.brokers.next.Deliver("1", kOne);
+    REQUIRE(member.AsksAgain(1));
+    member.brokers.legacy.Deliver("2", "mq-a dual-subscribe 3");
     REQUIRE(member.AsksAgain());
     CHECK(member.handled.empty());
-    member.brokers.legacy.OnBacklog([](Clock::time_point) {
-        mq::backend::Backlog busy = NotDrained();
-        busy.settled_before = Clock::now();
-        return busy;
-    });
+    SECTION("what was on the old side before is settled") {
+        member.brokers.legacy.OnBacklog([&](Clock::time_point) {
+            mq::backend::Backlog busy = elsewhere;
+            busy.settled_before = Clock::now();
+            return busy;
+        });
+    }
+    SECTION("nothing is left on the old side but what is held here") {
+        member.brokers.legacy.SetBacklog(NotDrained());
+    }
     REQUIRE(member.handled.WaitBegun(1));
     CHECK(member.handled.Begun() == Bodies{"1"});
     member.brokers.next.SetBacklog(Drained());
@@ -274,38 +311,47 @@ struct Alone {
         wake, producers);
 };
 
-TEST_CASE("What was concluded from the moves of producers is void when another one has been noticed",
+TEST_CASE("A fence stays up for a producer that has come over since its position was taken",
           "[topic][order]") {
     Alone alone;
-    alone.listener->SetSettling(true, true);
-    const auto noticed = alone.listener->moves_noticed();
-    alone.brokers.legacy.Deliver("1", "mq-a dual-subscribe 1");
-    CHECK_FALSE(alone.listener->Settle(mq::Side::kNew, noticed));
-    CHECK(alone.listener->settling());
-    CHECK(alone.listener->dispatcher().Counts(mq::Side::kOld).held == 1);
-    CHECK(alone.listener->Settle(mq::Side::kNew, alone.listener->moves_noticed()));
-    CHECK(alone.collector.WaitForCount(1));
+    alone.listener->SetFencing(true);
+    alone.brokers.legacy.Deliver("1", "mq-a dual-subscribe 3");
+    const auto fence = alone.listener->FenceOn(mq::Side::kOld);
+    REQUIRE(fence);
+    CHECK(fence->moves == 3);
+    alone.brokers.legacy.Deliver("2", "mq-b dual-subscribe 1");
+    CHECK_FALSE(alone.listener->Open(mq::Side::kOld, fence->noticed));
+    CHECK(alone.listener->dispatcher().Counts(mq::Side::kOld).held == 2);
+    CHECK(alone.listener->Open(mq::Side::kOld, alone.listener->FenceOn(mq::Side::kOld)->noticed));
+    CHECK_FALSE(alone.listener->FenceOn(mq::Side::kOld));
+    CHECK(alone.collector.WaitForCount(2));
 }
 
-TEST_CASE("A producer that comes to a side that is not held has both sides held, itself included",
-          "[topic][order]") {
+TEST_CASE("A fence is raised by each producer that comes over, and by no other", "[topic][order]") {
     Alone alone;
-    alone.listener->SetSettling(false, true);
-    alone.listener->SetHold(mq::Side::kNew);
+    alone.listener->SetFencing(true);
     alone.brokers.legacy.Deliver("1", "mq-a dual-subscribe 0");
-    REQUIRE(alone.collector.WaitForCount(1));
-    CHECK_FALSE(alone.listener->doubts());
-    SECTION("to the side that is held it may come") {
-        alone.brokers.next.Deliver("2", "mq-a new-publish 1");
-        CHECK_FALSE(alone.listener->doubts());
-    }
-    SECTION("to the other one") {
-        alone.brokers.legacy.Deliver("2", "mq-a dual-subscribe 2");
-        CHECK(alone.listener->doubts());
-        CHECK(alone.listener->settling());
-        CHECK(alone.listener->dispatcher().Counts(mq::Side::kOld).held == 1);
-    }
-    CHECK(alone.collector.Bodies() == Bodies{"1"});
+    alone.brokers.legacy.Deliver("2");
+    REQUIRE(alone.collector.WaitForCount(2));
+    alone.brokers.next.Deliver("3", "mq-a new-publish 1");
+    REQUIRE(alone.listener->FenceOn(mq::Side::kNew));
+    CHECK_FALSE(alone.listener->FenceOn(mq::Side::kOld));
+    CHECK(alone.listener->Open(mq::Side::kNew, 1));
+    REQUIRE(alone.collector.WaitForCount(3));
+    // It is known by now, also where what it sent on the other side arrives late.
+    alone.brokers.legacy.Deliver("4", "mq-a dual-subscribe 0");
+    alone.brokers.next.Deliver("5", "mq-a new-publish 1");
+    CHECK(alone.collector.WaitForCount(5));
+    alone.brokers.legacy.Deliver("6", "mq-a dual-subscribe 3");
+    CHECK(alone.listener->FenceOn(mq::Side::kOld));
+    CHECK(alone.listener->dispatcher().Counts(mq::Side::kOld).held == 1);
+    // Of another one the later move is seen first: what it sent before the earlier one is missed too.
+    alone.brokers.legacy.Deliver("8", "mq-c dual-subscribe 3");
+    CHECK_FALSE(alone.listener->FenceOn(mq::Side::kNew));
+    alone.brokers.next.Deliver("7", "mq-c new-publish 1");
+    CHECK(alone.listener->FenceOn(mq::Side::kNew));
+    alone.listener->SetFencing(false);
+    CHECK(alone.collector.WaitForCount(8));
 }
 
 TEST_CASE("What a late producer sent before it moved is handled first by a consumer at rest",

@@ -39,6 +39,7 @@ class Verdict:
     lost: list = dataclasses.field(default_factory=list)
     phantoms: list = dataclasses.field(default_factory=list)   # handled, though "not sent"
     repeats: list = dataclasses.field(default_factory=list)    # (group, id, first, again)
+    seen_twice: list = dataclasses.field(default_factory=list)  # the same, by one process with dedup on
     reordered: list = dataclasses.field(default_factory=list)  # (group, key, id, after)
     late: int = 0        # the same of sends that were not confirmed: no order is promised for them
 
@@ -46,8 +47,9 @@ class Verdict:
 class Books:
     """Reads every file of a folder from where it stopped reading."""
 
-    def __init__(self, folder, group_of):
+    def __init__(self, folder, group_of, with_dedup):
         self._folder = pathlib.Path(folder)
+        self._with_dedup = with_dedup  # names of services
         self._group_of = group_of  # by the name of a service
         self._read = {}            # by file: bytes
         self.confirmed = {}        # by id: (time, key)
@@ -116,6 +118,7 @@ class Books:
                 times.sort(key=lambda one: one.time)
                 verdict.handlings += len(times)
                 verdict.repeats += [(group, message, times[0], again) for again in times[1:]]
+                verdict.seen_twice += self._seen_twice(group, message, times)
                 if self.failed.get(message, ("", "", ""))[2] == "N":
                     verdict.phantoms.append((group, message))
                 producer, sequence = message.split(":")
@@ -123,6 +126,14 @@ class Books:
             for (_, key), lane in sorted(lanes.items()):
                 self._check_lane(verdict, group, key, sorted(lane))
         return verdict
+
+    # Every incarnation of a service is a process of its own.
+    def _seen_twice(self, group, message, times):
+        first = {}
+        for one in times:
+            earlier = first.setdefault(one.service, one)
+            if earlier is not one and one.service.split(".")[0] in self._with_dedup:
+                yield group, message, earlier, one
 
     # What a group has handled of one key of one producer, in the order of the first handlings.
     def _check_lane(self, verdict, group, key, lane):

@@ -90,7 +90,10 @@ class Process:
         lines += ["[topics.orders]", 'old = "old"', 'new = "new"', f'policy = "{rung}"',
                   "groups = [" + ", ".join(f'"{group}"' for group in plan.GROUPS) + "]",
                   f'address = {{ old = "{ADDRESS}", new = "{ADDRESS}" }}',
-                  f'order = "{run.script.asked.order}"', f'quiet = "{round(run.script.quiet * 1000)}ms"']
+                  f'order = "{run.script.asked.order}"', f'quiet = "{round(run.script.quiet * 1000)}ms"',
+                  f"failover = {str(run.script.failover).lower()}"]
+        if settings.get("dedup", "off") != "off":
+            lines.append(f'dedup = "{settings["dedup"]}"')
         draft = self._config.with_suffix(".draft")
         draft.write_text("\n".join(lines) + "\n")
         self.told_at = time.monotonic_ns()

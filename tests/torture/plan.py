@@ -5,8 +5,6 @@ one of them may stay behind and jump in the next step, and things break meanwhil
 README calls safe, which `check` proves of a script by playing it:
 
 - at any time all services stand on two neighbouring rungs, or are on the way from one to the other;
-- a side is left (the steps to `new` and to `old`) only when what was confirmed there is handled: a
-  service that is killed then starts on the rung that its file names, without the guards of a walk;
 - with an order to keep, a walk turns round only after the change before it has settled, subscriptions
   first and publishers later, and nothing breaks meanwhile;
 - with an order to keep, what subscribes is not killed while the walk goes down, unless `restarts` says
@@ -81,22 +79,10 @@ class Step:
     seconds: float = 0.0
     events: list = dataclasses.field(default_factory=list)
 
-    @property
-    def leaves(self):
-        """The side that subscriptions leave in this step, if any."""
-        return {0: "new", 3: "old"}.get(self.end, "")
-
-    @property
-    def settles(self):
-        """Whether everything that was confirmed is handled before it begins."""
-        return self.turns or bool(self.leaves)
-
     def __str__(self):
         text = f"{RUNGS[self.begin]} -> {RUNGS[self.end]}"
         if self.turns:
-            text += ", turning round"
-        if self.settles:
-            text += ", once what was confirmed is handled"
+            text += ", turning round once what was confirmed is handled"
         if self.jumps:
             text += f"; {self.jumps} jumps first, from {RUNGS[2 * self.begin - self.end]}"
         if self.behind:
@@ -110,11 +96,13 @@ class Script:
     """A run, before it begins."""
     asked: Asked
     quiet: float      # seconds
+    failover: bool    # sends may go to the other side
     settings: dict    # by service: what its config file says beside the policy
     steps: list
 
     def __str__(self):
-        lines = [f"# {self.asked.command()}", f"# quiet = {self.quiet:g} s"]
+        lines = [f"# {self.asked.command()}",
+                 f"# quiet = {self.quiet:g} s, failover = {str(self.failover).lower()}"]
         for name, settings in self.settings.items():
             lines.append(f"# {name}: " + ", ".join(f"{k} {v}" for k, v in settings.items()))
         for number, step in enumerate(self.steps, 1):
@@ -141,7 +129,7 @@ class Maker:
 
     def make(self):
         settings = {service.name: self._settings(service) for service in FLEET}
-        return Script(self._asked, self._quiet, settings, list(self._steps()))
+        return Script(self._asked, self._quiet, self._failover(), settings, list(self._steps()))
 
     def _settings(self, service):
         pick = self._random.choice
@@ -150,9 +138,15 @@ class Maker:
                     "max_in_flight_bytes": pick((100_000, 400_000, 64 << 20)),
                     "prefetch": pick((256, 1000) if self._waits else (8, 64, 256)),
                     "concurrency": pick((1, 4))}
+        if service.group:
+            settings["dedup"] = pick(("off", "10m"))
         if service.produces:
             settings["rate"] = self._rate
         return settings
+
+    # Without an order to keep, what cannot be sent to one side may go to the other.
+    def _failover(self):
+        return not self._ordered and self._random.random() < 0.5
 
     # The fleet wanders over the ladder. What the run has no time for is left out.
     def _steps(self):

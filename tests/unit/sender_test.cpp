@@ -68,15 +68,23 @@ TEST_CASE("Where each producer has gone last shows where publishing goes", "[sen
     CHECK(seen.WentTo() == Went{true, true});
 }
 
-TEST_CASE("A producer is noticed once for each time that it has moved", "[sender]") {
+TEST_CASE("The number of a move is even where nothing is left behind", "[sender]") {
+    using mq::migration::NextMoves;
+    CHECK(NextMoves(0, false) == 1);
+    CHECK(NextMoves(0, true) == 2);
+    CHECK(NextMoves(1, false) == 3);
+    CHECK(NextMoves(1, true) == 2);
+}
+
+TEST_CASE("A producer is noticed once for each move that leaves something behind", "[sender]") {
     mq::migration::KnownMoves moves;
-    CHECK_FALSE(moves.Note("mq-1 dual-subscribe 0"));
-    CHECK(moves.Note("mq-1 new-publish 1"));
-    CHECK_FALSE(moves.Note("mq-1 new-publish 1"));
-    CHECK_FALSE(moves.Note("mq-1 dual-subscribe 0"));
-    CHECK(moves.Note("mq-2 new-publish 1"));
-    CHECK(moves.Note("mq-1 new 3"));
-    CHECK_FALSE(moves.Note("nonsense"));
+    CHECK(moves.Note("mq-1 dual-subscribe 0") == 0);
+    CHECK(moves.Note("mq-1 new-publish 1") == 1);
+    CHECK(moves.Note("mq-1 new-publish 1") == 0);
+    CHECK(moves.Note("mq-1 dual-subscribe 2") == 0);
+    CHECK(moves.Note("mq-2 new-publish 1") == 1);
+    CHECK(moves.Note("mq-1 new 3") == 3);
+    CHECK(moves.Note("nonsense") == 0);
 }
 
 TEST_CASE("No more producers than the bound are remembered", "[sender]") {

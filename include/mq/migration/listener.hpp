@@ -10,6 +10,7 @@
 #include <mq/runtime/broker_link.hpp>
 #include <mq/runtime/dispatcher.hpp>
 
+#include <algorithm>
 #include <array>
 #include <atomic>
 #include <chrono>
@@ -47,57 +48,40 @@ public:
 
     [[nodiscard]] const std::string& group() const noexcept { return group_; }
 
-    /// The side that waits where one has to: the newer one, as far as this subscription knows. For the
-    /// topic alone, under its lock.
-    [[nodiscard]] Side toward() const noexcept { return toward_; }
-    void SetToward(Side side) noexcept { toward_ = side; }
+    /// What one side's messages wait behind: from the first message of a producer that has come over
+    /// from the other side, where what it sent before may not be handled yet.
+    struct Fence {
+        std::uint64_t noticed = 0;  ///< How many producers have been seen to come over, ever.
+        std::uint64_t moves = 0;    ///< The most that one of those had moved, who raised it.
+    };
 
-    /// Whether it does not know which side's messages are the older ones, and holds those of both.
-    [[nodiscard]] bool settling() const {
-        const std::lock_guard lock{hold_mutex_};
-        return settling_;
+    /// The fence on a side; nothing where none is up.
+    [[nodiscard]] std::optional<Fence> FenceOn(Side side) const {
+        const std::lock_guard lock{fence_mutex_};
+        const FenceState& state = fences_[static_cast<std::size_t>(side)];
+        if (!state.up) return std::nullopt;
+        return state.fence;
     }
 
-    /// Whether it is settling once more, because a producer has shown that it came to a side that was
-    /// not held.
-    [[nodiscard]] bool doubts() const {
-        const std::lock_guard lock{hold_mutex_};
-        return doubts_;
-    }
-
-    /// How many moves of producers it has noticed. What is concluded from them holds as long as this
-    /// stays the same.
-    [[nodiscard]] std::uint64_t moves_noticed() const {
-        const std::lock_guard lock{hold_mutex_};
-        return moves_noticed_;
-    }
-
-    /// It knows now: holds that side, and lets go of the other. False, with nothing done, where another
-    /// move has been noticed since.
-    bool Settle(std::optional<Side> held, std::uint64_t moves_noticed) {
-        const std::lock_guard lock{hold_mutex_};
-        if (moves_noticed != moves_noticed_) return false;
-        held_ = held;
-        settling_ = doubts_ = false;
-        ApplyHold();
+    /// Takes the fence on a side down, and lets go of what it holds. False, with nothing done, where
+    /// another producer has come over since.
+    bool Open(Side side, std::uint64_t noticed) {
+        const std::lock_guard lock{fence_mutex_};
+        FenceState& state = fences_[static_cast<std::size_t>(side)];
+        if (state.fence.noticed != noticed) return false;
+        TakeDown(side, state);
         return true;
     }
 
-    /// Only where `ordered` does it look for producers that have moved.
-    void SetSettling(bool settling, bool ordered) {
-        const std::lock_guard lock{hold_mutex_};
-        settling_ = settling;
-        doubts_ = doubts_ && settling;
-        ordered_ = ordered;
-        ApplyHold();
+    /// Whether fences are raised: where there is an order to keep, and another side.
+    void SetFencing(bool fencing) {
+        const std::lock_guard lock{fence_mutex_};
+        if (fencing_.exchange(fencing) == fencing || fencing) return;
+        for (const Side side : {Side::kOld, Side::kNew}) {
+            TakeDown(side, fences_[static_cast<std::size_t>(side)]);
+        }
     }
 
-    /// Holds what arrives from that side, and lets go of the other: of both while it is settling.
-    void SetHold(std::optional<Side> held) {
-        const std::lock_guard lock{hold_mutex_};
-        held_ = held;
-        ApplyHold();
-    }
     [[nodiscard]] runtime::Dispatcher& dispatcher() const noexcept { return *dispatcher_; }
 
     /// Begins to take messages from a side; nothing where it does so already, or is closing.
@@ -177,7 +161,7 @@ private:
         void OnDelivery(std::unique_ptr<backend::Inbound> inbound) noexcept override {
             if (!inbound->sender.empty()) {
                 listener_.producers_.Note(side_, inbound->sender);
-                if (listener_.ordered_) listener_.NoteMove(side_, inbound->sender);
+                listener_.NoteMove(side_, inbound->sender);
             }
             if (listener_.dispatcher_->Offer(side_, std::move(inbound))) listener_.wake_.Raise();
         }
@@ -189,22 +173,31 @@ private:
         const Side side_;
     };
 
-    // Whatever the direction was thought to be: what comes here from a producer that has moved here
-    // must not overtake what it sent to the other side before.
+    struct FenceState {
+        bool up = false;
+        Fence fence = {};
+        KnownMoves known = {};  // of those whose messages came from this side
+    };
+
+    // What comes here from a producer that has moved here must not overtake what it sent to the other
+    // side before.
     void NoteMove(Side side, std::string_view sender) {
-        const std::lock_guard lock{hold_mutex_};
-        if (!moves_.Note(sender)) return;
-        ++moves_noticed_;
-        if (settling_ || held_ == side) return;
-        settling_ = doubts_ = true;
-        ApplyHold();
+        if (!fencing_) return;
+        const std::lock_guard lock{fence_mutex_};
+        FenceState& state = fences_[static_cast<std::size_t>(side)];
+        const std::uint64_t moves = state.known.Note(sender);
+        if (moves == 0) return;
+        ++state.fence.noticed;
+        state.fence.moves = std::max(state.fence.moves, moves);
+        state.up = true;
+        dispatcher_->SetHold(side, true);
     }
 
-    // Call with hold_mutex_ held.
-    void ApplyHold() {
-        for (const Side side : {Side::kOld, Side::kNew}) {
-            dispatcher_->SetHold(side, settling_ || held_ == side);
-        }
+    // Call with fence_mutex_ held.
+    void TakeDown(Side side, FenceState& state) {
+        if (!std::exchange(state.up, false)) return;
+        state.fence.moves = 0;
+        dispatcher_->SetHold(side, false);
     }
 
     // What a subscription may take to leave its brokers when it was closed by its own handler.
@@ -255,16 +248,11 @@ private:
     const std::shared_ptr<runtime::Dispatcher> dispatcher_;
     detail::Wake& wake_;
     SeenProducers& producers_;
-    Side toward_ = Side::kNew;  // guarded by the topic's lock
 
     // Taken while messages arrive, and never while a consumer is called.
-    mutable std::mutex hold_mutex_;  // guards down to moves_
-    std::optional<Side> held_;
-    bool settling_ = false;
-    bool doubts_ = false;
-    std::uint64_t moves_noticed_ = 0;
-    KnownMoves moves_;
-    std::atomic<bool> ordered_{false};  // set under hold_mutex_
+    mutable std::mutex fence_mutex_;  // guards fences_
+    std::array<FenceState, 2> fences_;
+    std::atomic<bool> fencing_{false};  // set under fence_mutex_
 
     // Serialises attaching and detaching. Receivers never take it, so that a consumer may be stopped
     // under it while its adapter delivers.

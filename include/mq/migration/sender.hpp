@@ -28,10 +28,18 @@ namespace mq::migration {
 struct Sender {
     std::string_view id = {};  ///< Of the client; without a space.
     Policy stage = Policy::kOld;
-    std::uint64_t moves = 0;  ///< How often its publishing has gone from one side to the other.
+    /// Rises whenever its publishing goes from one side to the other. Odd: what it sent before may not
+    /// be handled yet; even: all of it was.
+    std::uint64_t moves = 0;
 
     friend bool operator==(const Sender&, const Sender&) = default;
 };
+
+/// The number of the next move.
+constexpr std::uint64_t NextMoves(std::uint64_t moves, bool leaves_nothing) noexcept {
+    const bool even = moves % 2 == 0;
+    return moves + (even == leaves_nothing ? 2 : 1);
+}
 
 /// As it goes over the wire: "mq-7Q2M… new-publish 1".
 inline std::string ToText(const Sender& sender) {
@@ -129,23 +137,24 @@ private:
     std::array<Producers, 2> sides_;
 };
 
-/// What one subscription knows of the moves of its producers. Not thread-safe. Holds kMost producers at
-/// most; one that is forgotten is noticed once more.
+/// What one subscription knows of the producers whose messages came from one side. Not thread-safe.
+/// Holds kMost producers at most; one that is forgotten is noticed once more.
 class KnownMoves {
 public:
-    /// Whether this message is the first to show that its producer has come from the other side, where
-    /// what it sent before may not have been handled yet. `text` is its sender, as it came over the
-    /// wire.
-    bool Note(std::string_view text) {
+    /// The number of its producer's move, where this message is the first to show that it has come
+    /// over, and that what it sent to the other side before may not have been handled; else 0. `text`
+    /// is its sender, as it came over the wire.
+    std::uint64_t Note(std::string_view text) {
         const auto sender = ParseSender(text);
-        if (!sender || sender->moves == 0) return false;
+        if (!sender || sender->moves % 2 == 0) return 0;
         const auto known = moves_.find(sender->id);
         if (known == moves_.end()) {
             if (moves_.size() >= kMost) moves_.clear();
             moves_.emplace(sender->id, sender->moves);
-            return true;
+            return sender->moves;
         }
-        return sender->moves > std::exchange(known->second, std::max(known->second, sender->moves));
+        if (sender->moves <= known->second) return 0;
+        return known->second = sender->moves;
     }
 
 private:

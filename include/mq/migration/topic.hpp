@@ -78,9 +78,7 @@ public:
     void Subscribe(const std::shared_ptr<Listener>& listener) {
         const std::lock_guard lock{mutex_};
         if (closed_) throw Error{ErrorCode::kClosed, "topic " + name_ + ": the client is closed"};
-        listener->SetToward(toward_);
-        listener->SetSettling(SettlesIn(), SettlesIn());
-        ApplyHold(*listener);
+        listener->SetFencing(Fences());
         ApplyDedup(*listener);
         for (const Side side : kSides) {
             if (At(side).attached) Attach(*listener, side);
@@ -159,10 +157,7 @@ public:
             // left.
             AimAt(Is(Side::kOld, config.broker, config.address) ? Policy::kOld : Policy::kNew);
         }
-        for (const auto& listener : listeners_) {
-            ApplyHold(*listener);
-            listener->SetSettling(listener->settling() && SettlesIn(), SettlesIn());
-        }
+        for (const auto& listener : listeners_) listener->SetFencing(Fences());
         wake_.Raise();
     }
 
@@ -241,11 +236,14 @@ private:
     static constexpr std::chrono::milliseconds kFirstLook{10};
     static constexpr std::chrono::milliseconds kLastLook{250};
     static constexpr std::chrono::seconds kLeave{5};
-    static constexpr std::chrono::milliseconds kTurn{5000};
+    // What a cycle of fences costs at least, and what subscriptions get to open theirs.
+    static constexpr std::chrono::milliseconds kPatience{5000};
     // How long a service takes at the most to follow a changed file.
     static constexpr std::chrono::seconds kFollow{1};
     // How often a side that was left is looked at, at the most.
     static constexpr std::chrono::milliseconds kLookBack{250};
+    // How long sends are held for what was sent before to be handled, at the most.
+    static constexpr std::chrono::seconds kLongestHold{2};
     // How often it is asked who listens on the side that may stand in for the other.
     static constexpr std::chrono::seconds kFailoverCheck{5};
     static constexpr std::chrono::seconds kFailoverRetry{1};
@@ -270,7 +268,6 @@ private:
         bool migrates = false;  // the config names two sides
         Listeners listeners = {};
         std::array<bool, 2> attached = {};
-        bool holds = false;  // the subscriptions hold one side until the other one is drained
     };
 
     // The next step and the rung that it leads to.
@@ -279,16 +276,33 @@ private:
         Policy rung = Policy::kOld;
     };
 
-    // What held messages wait behind: a mark among them, and when it was set.
-    struct Gate {
+    // A moment among what a subscription holds: what had arrived by then.
+    struct Position {
+        std::uint64_t noticed = 0;  // producers that had come over
         std::uint64_t mark = 0;
         Clock::time_point since = {};
     };
 
-    // The gates of one subscription.
-    struct Gates {
-        Gate position = {};              // opens when what was sent before it is known to be settled
-        std::optional<Gate> quiet = {};  // opens when the other side has looked drained for long enough
+    // What is seen of the side that a fence waits for.
+    struct Progress {
+        std::optional<std::uint64_t> left = {};
+        std::optional<Clock::time_point> settled_before = {};
+        std::uint64_t processed = 0;
+
+        // Whether something has been handled there since `earlier`: what arrives makes no difference.
+        [[nodiscard]] bool Since(const Progress& earlier) const {
+            return processed != earlier.processed || settled_before > earlier.settled_before ||
+                   (left && earlier.left && *left < *earlier.left);
+        }
+    };
+
+    // How far the walker is with one fence.
+    struct Gate {
+        Clock::time_point begun = {};
+        Position position = {};              // opens when what was sent before is known to be settled
+        std::optional<Position> quiet = {};  // opens when the other side has looked drained for long
+        Progress progress = {};
+        Clock::time_point progress_at = {};
     };
 
     [[nodiscard]] SideState& At(Side side) noexcept { return sides_[static_cast<std::size_t>(side)]; }
@@ -332,7 +346,7 @@ private:
     // Sends go where a client at this rung publishes to.
     void PointTo(Policy rung) {
         const Side side = PublishSide(rung);
-        if (side != std::exchange(published_to_, side)) ++moves_;
+        if (side != std::exchange(published_to_, side)) moves_ = NextMoves(moves_, leaves_nothing_);
         std::string sender;
         if (At(Side::kNew).link != nullptr) {
             sender = ToText({.id = shared_.client_id, .stage = rung, .moves = moves_});
@@ -352,30 +366,8 @@ private:
         listener.Attach(side, *At(side).link, At(side).destination);
     }
 
-    // Whether a subscription has to find out which side's messages are the older ones.
-    [[nodiscard]] bool SettlesIn() const {
-        return config_.order == Order::kKey && config_.guard && config_.broker.empty();
-    }
-
-    // Whether messages of one side wait: with an order to keep, while there are two sides.
-    [[nodiscard]] bool Holds() const {
-        return config_.order == Order::kKey && At(Side::kOld).attached && At(Side::kNew).attached;
-    }
-
-    [[nodiscard]] std::optional<Side> HeldBy(const Listener& listener) const {
-        return Holds() ? std::optional{listener.toward()} : std::nullopt;
-    }
-
-    void ApplyHold(Listener& listener) const { listener.SetHold(HeldBy(listener)); }
-
-    // The side that waits from now on, for every subscription.
-    void PointToward(Side side) {
-        toward_ = side;
-        for (const auto& listener : listeners_) {
-            listener->SetToward(side);
-            ApplyHold(*listener);
-        }
-    }
+    // Whether messages wait behind what their producers sent to the other side before.
+    [[nodiscard]] bool Fences() const { return config_.order == Order::kKey && config_.broker.empty(); }
 
     void ApplyDedup(Listener& listener) {
         if (config_.dedup == std::chrono::milliseconds{0}) return listener.dispatcher().SetDedup({});
@@ -463,12 +455,7 @@ private:
             TakeAgain();
             Clock::time_point tended =
                 stopped_.empty() ? Clock::time_point::max() : Clock::now() + kLastLook;
-            if (SettleIn(view, tended)) continue;
-            if (const auto* const listener = BeginsOnOneSide(view)) {
-                Say(GroupInWords(listener->group()) + " to learn whether older messages are left");
-                return tended;
-            }
-            tended = std::min(tended, TendHeld(view));
+            tended = std::min(tended, TendFences(view));
             tended = std::min(tended, TendFailover(view));
             const std::optional<Goal> goal = NextGoal(view);
             CallOffMove(view, goal);
@@ -506,8 +493,7 @@ private:
                 .stage = stage_,
                 .migrates = config_.broker.empty(),
                 .listeners = std::move(open),
-                .attached = {At(Side::kOld).attached, At(Side::kNew).attached},
-                .holds = Holds()};
+                .attached = {At(Side::kOld).attached, At(Side::kNew).attached}};
     }
 
     [[nodiscard]] static std::optional<Goal> NextGoal(const View& view) {
@@ -525,14 +511,10 @@ private:
     // A move of publishing that waits for its confirms is called off where it is no longer wanted.
     void CallOffMove(const View& view, const std::optional<Goal>& goal) {
         if (!moving_to_ || (goal && goal->step.publish == moving_to_)) return;
-        At(Other(*moving_to_)).outlet->Watch(false);
-        moving_to_.reset();
-        const std::lock_guard lock{mutex_};
-        PointTo(view.stage);
+        GoOnPublishing(view.stage);
     }
 
     Verdict Try(const View& view, const Goal& goal) {
-        if (Verdict turned = Turn(view, goal); !turned.passed) return turned;
         if (goal.step.subscribe) {
             CompareLimits(*goal.step.subscribe);
             return TrySubscribe(*goal.step.subscribe);
@@ -558,79 +540,51 @@ private:
         if (moved) Log(LogLevel::kInfo, "reached " + std::string{ToString(rung)});
     }
 
-    // With an order to keep, the side that the topic moves to is the one that waits. Where the
-    // direction changes, what was held before is handled first, and so is what is still on its way: a
-    // side's messages may go ahead of the other's only when one of the two has nothing left.
-    //
-    // Publishing turns round later than subscriptions do (see MayTurnBack), so that this comes to an
-    // end. Where it does not, because some producer stands on another rung, two members of a group that
-    // wait for each other's side would wait for ever: the walk then turns all the same, and says so.
-    Verdict Turn(const View& view, const Goal& goal) {
-        if (goal.rung == view.stage) return Verdict::Pass();
-        const Side toward = goal.rung > view.stage ? Side::kNew : Side::kOld;
-        if (AllWait(toward)) return Verdict::Pass();
-        if (view.holds) {
-            if (Verdict rest = MayTurn(view, toward); !rest.passed) {
-                if (Clock::now() - view.policy_since < TurnPatience(view)) return rest;
-                Log(LogLevel::kWarning, "turned round without " + rest.waiting_for +
-                                            ": messages of one key may be handled out of order");
-            }
+    // What subscriptions get to open their fences, and what nothing is handled in before a fence opens
+    // that may wait for itself. A group may be busy sharing out its partitions meanwhile, which takes
+    // seconds.
+    static std::chrono::milliseconds Patience(const View& view) {
+        return std::max(2 * view.config.quiet, kPatience);
+    }
+
+    // Whether publishing has been where it goes now, or may have been: on this service or another one,
+    // whose flags have been lowered as well.
+    static bool Returns(const View& view, Side side) {
+        return view.config.guard && (side == Side::kOld || view.has_been_lowered);
+    }
+
+    // In order, publishing goes back only when all that was sent to the side that it leaves is handled
+    // by every group: what goes back then has nothing to wait for, and so nothing can wait for each
+    // other. Asked here while sends go on, so that they are held for a moment only (see LeavesNothing).
+    Verdict MayGoBack(const View& view, Side left) {
+        if (GoesBackAnyway(view)) return Verdict::Pass();
+        if (!asked_since_) asked_since_ = Clock::now();
+        Verdict handled = HandledBefore(view, left, *asked_since_);
+        if (handled.passed) asked_since_.reset();
+        return handled;
+    }
+
+    // Nobody goes on for ever to publish where messages are not handled: it may be why the flag was
+    // lowered. Subscriptions keep the order then, as far as they can (see TendFence).
+    static bool GoesBackAnyway(const View& view) {
+        return Clock::now() - view.policy_since >= Patience(view) + kFollow;
+    }
+
+    // Whether every group is known to have settled what was on a side at that moment.
+    Verdict HandledBefore(const View& view, Side side, Clock::time_point moment) {
+        runtime::BrokerLink& link = *At(side).link;
+        if (view.config.groups.empty()) {
+            return Verdict::Wait("subscriptions everywhere to handle what is on " + link.name() +
+                                 ": which groups there are is not said (`groups`)");
         }
-        const std::lock_guard lock{mutex_};
-        PointToward(toward);
+        for (const std::string& group : view.config.groups) {
+            if (Closed()) return Verdict::Wait("nothing: the client is closed");
+            const Drain drain = CheckDrained(link, *DestinationOf(side), group);
+            if (!drain.known || drain.settled_before >= moment) continue;
+            if (!drain.verdict.passed) return drain.verdict;
+            return Verdict::Wait(GroupInWords(group) + " to settle what it took from " + link.name());
+        }
         return Verdict::Pass();
-    }
-
-    // Whether every subscription has that side wait.
-    [[nodiscard]] bool AllWait(Side side) const {
-        const std::lock_guard lock{mutex_};
-        return toward_ == side && std::all_of(listeners_.begin(), listeners_.end(),
-                                              [&](const auto& each) { return each->toward() == side; });
-    }
-
-    // Messages that are held need not be waited for: where the side that they wait for has nothing
-    // left, all of them may go. That the side which is held has nothing left counts only when nothing
-    // is on its way there either.
-    Verdict MayTurn(const View& view, Side toward) {
-        if (!view.config.guard || Exhausted(view, toward).passed) return Verdict::Pass();
-        if (Verdict rest = Exhausted(view, Other(toward)); !rest.passed) return rest;
-        return Quiet(view, Other(toward));
-    }
-
-    // How long a subscription takes to turn round at the most. A group may be busy sharing out its
-    // partitions meanwhile, which takes seconds.
-    static std::chrono::milliseconds TurnPatience(const View& view) {
-        return std::max(2 * view.config.quiet, kTurn);
-    }
-
-    // In order, what goes back to a side must find the subscriptions of all services turned round, and
-    // no producer can see whether they are: publishing turns round only when they have had the time to
-    // see the flag and to turn. So does the first move to the new side where the flag has been lowered
-    // before it: a subscription may have turned by that.
-    Verdict MayTurnBack(const View& view, Side side) const {
-        if (!view.config.guard || (side == Side::kNew && !view.has_been_lowered))
-            return Verdict::Pass();
-        const auto patience = TurnPatience(view) + kFollow;
-        const auto so_far =
-            std::chrono::duration_cast<std::chrono::milliseconds>(Clock::now() - view.policy_since);
-        if (so_far >= patience) return Verdict::Pass();
-        return Verdict::Wait("subscriptions everywhere to turn round first (" + InWords(so_far) +
-                             " of " + InWords(patience) + ")");
-    }
-
-    // Whether a side has nothing left that a group has not handled. Where a broker cannot see what
-    // members in other processes work on, they get the quiet period.
-    Verdict Exhausted(const View& view, Side side) {
-        bool exact = true;
-        for (const auto& listener : view.listeners) {
-            const Drain drain = AskDrained(side, listener->group());
-            if (!drain.verdict.passed) {
-                not_drained_at_[static_cast<std::size_t>(side)] = Clock::now();
-                return drain.verdict;
-            }
-            exact = exact && drain.exact;
-        }
-        return exact ? Verdict::Pass() : Quiet(view, side);
     }
 
     // Once for each direction: says in what the broker that the topic moves to differs.
@@ -650,7 +604,6 @@ private:
             const std::lock_guard lock{mutex_};
             At(side).attached = true;
             for (const auto& listener : listeners_) {
-                ApplyHold(*listener);
                 Attach(*listener, side);
             }
             return listeners_;
@@ -669,21 +622,57 @@ private:
             if (Verdict listens = MayPublish(view, side); !listens.passed) return listens;
             // What the first send there would have to wait for is made now.
             At(side).outlet->Warm();
+            leaves_nothing_ = false;
             if (view.config.order != Order::kKey) return Verdict::Pass();
-            if (Verdict back = MayTurnBack(view, side); !back.passed) return back;
-            // In order: the last message of this side is confirmed before the first of the other is
-            // sent.
-            moving_to_ = side;
-            before.Watch(true);
-            router_.Hold();
+            if (Returns(view, side)) {
+                if (Verdict back = MayGoBack(view, Other(side)); !back.passed) return back;
+            }
+            HoldPublishing(side);
         }
+        // In order: the last message of this side is confirmed before the first of the other is sent.
         if (const auto in_flight = before.InFlight(); in_flight > 0) {
             return Verdict::Wait(before.link().name() + " to confirm " + std::to_string(in_flight) +
                                  " messages before the first goes to " + At(side).link->name());
         }
+        if (Returns(view, side)) {
+            if (Verdict back = LeavesNothing(view, Other(side)); !back.passed) return back;
+        }
         before.Watch(false);
         moving_to_.reset();
         return Verdict::Pass();
+    }
+
+    void HoldPublishing(Side side) {
+        moving_to_ = side;
+        confirmed_at_.reset();
+        backoff_.Reset();
+        At(Other(side)).outlet->Watch(true);
+        router_.Hold();
+    }
+
+    // Publishing is held, and everything is confirmed: whether all of it is handled as well. Sends do
+    // not wait for that for long; where it takes longer, they go on where they were, and it is tried
+    // again.
+    Verdict LeavesNothing(const View& view, Side left) {
+        if (!confirmed_at_) confirmed_at_ = Clock::now();
+        Verdict handled = HandledBefore(view, left, *confirmed_at_);
+        leaves_nothing_ = handled.passed;
+        const auto most = std::min<Clock::duration>(kLongestHold, shared_.config.send_timeout / 2);
+        if (handled.passed || Clock::now() - *confirmed_at_ < most) return handled;
+        if (!GoesBackAnyway(view)) {
+            GoOnPublishing(view.stage);
+            return handled;
+        }
+        Log(LogLevel::kWarning, "publishing moves without " + handled.waiting_for +
+                                    ": messages of one key may be handled out of order");
+        return Verdict::Pass();
+    }
+
+    void GoOnPublishing(Policy stage) {
+        At(Other(*moving_to_)).outlet->Watch(false);
+        moving_to_.reset();
+        const std::lock_guard lock{mutex_};
+        PointTo(stage);
     }
 
     Verdict MayPublish(const View& view, Side side) {
@@ -777,7 +766,6 @@ private:
             const std::lock_guard lock{mutex_};
             At(side).attached = false;
             At(side).backlog.reset();
-            for (const auto& listener : listeners_) ApplyHold(*listener);
             return listeners_;
         }();
         for (const auto& listener : listeners) listener->Detach(side, deadline);
@@ -830,152 +818,119 @@ private:
         return std::max<std::chrono::milliseconds>(view.config.quiet, kLookBack);
     }
 
-    // A subscription that begins in the middle of a walk does not know what came before it: a member of
-    // its group may have died with older messages, and others may stand on another rung. Until it knows
-    // which side is the older one it holds the messages of both, and lets those of each go behind what
-    // the other had before. True where that has changed what a step depends on.
-    bool SettleIn(const View& view, Clock::time_point& again) {
-        bool changed = false;
-        std::erase_if(settling_since_, [](const auto& entry) { return entry.first->closed(); });
-        for (const auto& listener : view.listeners) {
-            if (!listener->settling()) continue;
-            const bool both = view.attached[0] && view.attached[1];
-            const runtime::Dispatcher& dispatcher = listener->dispatcher();
-            if (both && dispatcher.Counts(Side::kOld).held + dispatcher.Counts(Side::kNew).held == 0) {
-                settling_since_.erase(listener);  // it need not know before something arrives
-                continue;
-            }
-            const auto since = settling_since_.try_emplace(listener, Clock::now()).first->second;
-            const auto so_far = Clock::now() - since;
-            const auto moves = listener->moves_noticed();
-            const bool knows = both ? KnowsTheNewer(view, *listener, so_far)
-                                    : HasAskedForOlder(view, *listener, so_far);
-            if (!knows || !Settle(*listener, moves)) {
-                again = std::min(again, Clock::now() + kLook);
-                continue;
-            }
-            changed = true;
-            settling_since_.erase(listener);
-        }
-        return changed;
-    }
-
-    bool Settle(Listener& listener, std::uint64_t moves_noticed) {
-        const std::lock_guard lock{mutex_};
-        return listener.Settle(HeldBy(listener), moves_noticed);
-    }
-
-    // Steps wait until every subscription to the one side knows what is behind it.
-    [[nodiscard]] const Listener* BeginsOnOneSide(const View& view) const {
-        if (view.attached[0] && view.attached[1]) return nullptr;
-        for (const auto& listener : view.listeners) {
-            if (listener->settling()) return listener.get();
-        }
-        return nullptr;
-    }
-
-    // On both sides: whether it is known which one publishing went to last. Nobody need have moved:
-    // what comes first from a producer that has is noticed then. A subscription that turns round in the
-    // middle lets go of what it holds first, behind the other side, with the same patience as a walk
-    // that turns.
-    bool KnowsTheNewer(const View& view, Listener& listener, Clock::duration so_far) {
-        const auto [went_to_old, went_to_new] = producers_.WentTo();
-        const bool agreed = !went_to_old || !went_to_new;
-        const std::lock_guard lock{mutex_};
-        Side newer = listener.toward();
-        if (agreed && (went_to_old || went_to_new)) newer = went_to_new ? Side::kNew : Side::kOld;
-        const bool may_turn =
-            !listener.doubts() || listener.dispatcher().Counts(Other(newer)).held == 0;
-        if (!(agreed && may_turn) && so_far < TurnPatience(view)) return false;
-        listener.SetToward(newer);
-        return true;
-    }
-
-    // On one side: whether the other has nothing older, or has been joined again.
-    bool HasAskedForOlder(const View& view, const Listener& listener, Clock::duration so_far) {
-        const Side other = view.attached[0] ? Side::kNew : Side::kOld;
-        const Drain drain = CheckDrained(*At(other).link, *DestinationOf(other), listener.group());
-        if (drain.verdict.passed || !drain.known) return true;
-        if (drain.left) {
-            Rejoin(other, listener.group(), *drain.left);
-            return true;
-        }
-        // The rung does not need that broker: it may be down for good. At the start it is yet to be
-        // connected; later on it was asked before, and each producer that comes over asks anew.
-        if (!listener.doubts() && so_far < kGuardTimeout) return false;
-        Log(LogLevel::kWarning,
-            "begins without having asked for older messages: waited for " + drain.verdict.waiting_for);
-        return true;
-    }
-
     // Subscribes once more to a side that the rung does not need. What is left there is older than what
     // comes now.
     void Rejoin(Side side, const std::string& group, std::uint64_t left) {
         Log(LogLevel::kWarning, "subscribes to " + At(side).link->name() + " again, where " +
                                     std::to_string(left) + " messages of " + GroupInWords(group) +
                                     " are left: a producer has not moved, or a member has died");
-        {
-            const std::lock_guard lock{mutex_};
-            PointToward(Other(side));
-        }
         TrySubscribe(side);
     }
 
-    // Lets go of held messages once everything that was sent before them has been handled: whatever had
-    // arrived on this side before a moment at which all that was on the other one is settled. A sender
-    // moves only after the other broker has confirmed, so that what it sent before is on the other side
-    // by then, or handled.
-    Clock::time_point TendHeld(const View& view) {
+    // Opens fences once everything that was sent before has been handled: whatever was on the other
+    // side when the fence was raised, or later. A sender moves only after that side has confirmed, so
+    // that what it sent before is there by then, or handled.
+    Clock::time_point TendFences(const View& view) {
         Clock::time_point again = Clock::time_point::max();
         std::erase_if(gates_, [](const auto& entry) { return entry.first.first->closed(); });
         for (const auto& listener : view.listeners) {
-            for (const Side held : kSides) {
-                const bool other_attached = view.attached[static_cast<std::size_t>(Other(held))];
-                const bool tended = other_attached &&
-                                    (listener->settling() || (view.holds && WaitsFor(*listener, held)));
-                if (!tended || listener->dispatcher().Counts(held).held == 0) {
-                    gates_.erase({listener, held});
-                    continue;
+            for (const Side side : kSides) {
+                if (const auto fence = listener->FenceOn(side)) {
+                    again = std::min(again, TendFence(view, listener, side, *fence));
+                } else {
+                    gates_.erase({listener, side});
                 }
-                again = std::min(again, TendGate(view, listener, held));
             }
         }
-        if (again == Clock::time_point::max()) hold_backoff_.Reset();
+        if (again == Clock::time_point::max()) fence_backoff_.Reset();
         return again;
     }
 
-    [[nodiscard]] bool WaitsFor(const Listener& listener, Side held) const {
-        const std::lock_guard lock{mutex_};
-        return listener.toward() == held;
+    Clock::time_point TendFence(const View& view, const std::shared_ptr<Listener>& listener, Side side,
+                                const Listener::Fence& fence) {
+        const Side other = Other(side);
+        runtime::Dispatcher& dispatcher = listener->dispatcher();
+        const auto [entry, fresh] = gates_.try_emplace({listener, side});
+        Gate& gate = entry->second;
+        const std::uint64_t mark = dispatcher.Mark(side);
+        const auto begin = Clock::now();  // behind the mark: what was sent before it is there by now
+        const Position here{fence.noticed, mark, begin};
+        if (fresh) gate = {.begun = begin, .position = here, .progress_at = begin};
+        const auto open = [&](const Position& position) {
+            if (!listener->Open(side, position.noticed)) dispatcher.Release(side, position.mark);
+            gates_.erase(entry);
+            return begin;
+        };
+        const bool subscribed = view.attached[static_cast<std::size_t>(other)];
+        if (!subscribed && !view.config.guard) return open(here);
+        const Drain drain =
+            subscribed ? AskDrained(other, listener->group())
+                       : CheckDrained(*At(other).link, *DestinationOf(other), listener->group());
+        if (drain.settled_before >= gate.position.since) return open(gate.position);
+        const auto now = Clock::now();
+        if (!subscribed) {
+            if (drain.verdict.passed || !drain.known) return open(gate.position);
+            if (drain.left) {
+                Rejoin(other, listener->group(), *drain.left);
+                return now;
+            }
+            return MayGoWithout(drain, now - gate.begun) ? open(gate.position) : now + kLook;
+        }
+        if (drain.verdict.passed) {
+            // Members in other processes may still be at work on what they took: they get the quiet
+            // period.
+            if (!gate.quiet) gate.quiet = here;
+            const auto last = std::max(gate.quiet->since, dispatcher.Counts(other).last_arrival);
+            if (now - last >= view.config.quiet) return open(*gate.quiet);
+            return std::min(now + fence_backoff_.Next(), last + view.config.quiet);
+        }
+        gate.quiet.reset();
+        if (WaitsForNewer(*listener, side, drain)) return open(here);
+        if (WaitsInVain(view, *listener, side, fence, drain, gate)) {
+            Log(LogLevel::kWarning, "lets go of what came from " + At(side).link->name() + " without " +
+                                        drain.verdict.waiting_for +
+                                        ": messages of one key may be handled out of order");
+            return open(here);
+        }
+        return now + fence_backoff_.Next();
     }
 
-    Clock::time_point TendGate(const View& view, const std::shared_ptr<Listener>& listener, Side held) {
-        const Side other = Other(held);
-        runtime::Dispatcher& dispatcher = listener->dispatcher();
-        const auto [entry, fresh] = gates_.try_emplace({listener, held});
-        Gates& gates = entry->second;
-        const Gate here{.mark = dispatcher.Mark(held), .since = Clock::now()};
-        if (fresh) gates.position = here;
-        const Drain drain = AskDrained(other, listener->group());
+    // The rung does not need the other side's broker, which may be down for good. At the start it is
+    // yet to be connected; later on it need not be waited for.
+    bool MayGoWithout(const Drain& drain, Clock::duration so_far) {
+        if (!asked_for_older_ && so_far < kGuardTimeout) return false;
+        asked_for_older_ = true;
+        Log(LogLevel::kWarning,
+            "goes on without having asked for older messages: waited for " + drain.verdict.waiting_for);
+        return true;
+    }
+
+    // Whether all that is left on the other side is held here, behind a fence of its own that waits for
+    // this one, and producers that were seen on both sides show that it came later.
+    bool WaitsForNewer(const Listener& listener, Side side, const Drain& drain) const {
+        const Side other = Other(side);
+        if (!drain.left || !listener.FenceOn(other)) return false;
+        const runtime::Intake there = listener.dispatcher().Counts(other);
+        if (*drain.left > there.held || there.outstanding > there.held) return false;
+        const auto went_to = producers_.WentTo();
+        return went_to[static_cast<std::size_t>(other)] && !went_to[static_cast<std::size_t>(side)];
+    }
+
+    // Whether a fence waits for one that waits for it: nothing is handled on the other side for so long
+    // that no handler is behind it. Only a producer that has come back to a side can be the reason for
+    // that; a fence that was raised on the way up alone waits as long as it takes.
+    bool WaitsInVain(const View& view, const Listener& listener, Side side,
+                     const Listener::Fence& fence, const Drain& drain, Gate& gate) const {
         const auto now = Clock::now();
-        if (drain.settled_before >= gates.position.since) {
-            dispatcher.Release(held, gates.position.mark);
-            gates_.erase(entry);
-            return now;
+        const runtime::Intake there = listener.dispatcher().Counts(Other(side));
+        const Progress progress{drain.left, drain.settled_before, there.processed};
+        const bool at_work = there.outstanding > there.held;
+        const bool unknown = !drain.left && !drain.settled_before;
+        if (progress.Since(std::exchange(gate.progress, progress)) || at_work || unknown) {
+            gate.progress_at = now;
         }
-        if (!drain.verdict.passed) {
-            gates.quiet.reset();
-            return now + hold_backoff_.Next();
-        }
-        // Members in other processes may still be at work on what they took: they get the quiet period.
-        if (!gates.quiet) gates.quiet = here;
-        const auto since = std::max(gates.quiet->since, dispatcher.Counts(other).last_arrival);
-        if (now - since < view.config.quiet) {
-            return std::min(now + hold_backoff_.Next(), since + view.config.quiet);
-        }
-        dispatcher.Release(held, gates.quiet->mark);
-        gates_.erase(entry);
-        return now;
+        if (side == Side::kNew && fence.moves <= 1) return false;
+        return now - gate.progress_at >= Patience(view);
     }
 
     // While the topic is on both sides, either may stand in for the other, provided that everybody who
@@ -1048,11 +1003,9 @@ private:
     bool has_been_lowered_ = false;        // policy_ was changed to a lower rung before
     Policy stage_;                         // written by the walker alone
     Side published_to_ = Side::kOld;       // where stage_ publishes
-    bool failover_ = false;    // sends may go to the other side; written by the walker alone
-    std::uint64_t moves_ = 0;  // how often published_to_ has changed since
-    // The side that waits, where one has to: where the last step led, or away from one that was joined
-    // again. A subscription may know better. Written by the walker alone.
-    Side toward_ = Side::kNew;
+    bool failover_ = false;        // sends may go to the other side; written by the walker alone
+    std::uint64_t moves_ = 0;      // as in Sender
+    bool leaves_nothing_ = false;  // the next change of published_to_; written by the walker alone
     bool closed_ = false;
     std::string waiting_for_;
     std::array<SideState, 2> sides_;
@@ -1062,6 +1015,8 @@ private:
     // The walker's own: no lock.
     std::optional<Policy> last_policy_;
     std::optional<Side> moving_to_;  // publishing is held until the other side has confirmed
+    std::optional<Clock::time_point> asked_since_;   // whether all that was sent is handled
+    std::optional<Clock::time_point> confirmed_at_;  // all that was sent, since publishing is held
     // Subscriptions that take nothing from a side any more, and have not left it.
     std::vector<std::pair<std::shared_ptr<Listener>, Side>> stopped_;
     std::array<bool, 2> compared_{};  // the limits, on the way to that side
@@ -1069,10 +1024,10 @@ private:
     std::array<Clock::time_point, 2> not_drained_at_{};
     Clock::time_point failover_check_at_{};
     Clock::time_point look_back_at_{};  // none: it is yet to be seen whether there is a need
-    std::map<std::pair<std::shared_ptr<Listener>, Side>, Gates> gates_;
-    std::map<std::shared_ptr<Listener>, Clock::time_point> settling_since_;
+    std::map<std::pair<std::shared_ptr<Listener>, Side>, Gate> gates_;
+    bool asked_for_older_ = false;  // a broker that no rung needs has had the time to be connected
     detail::Backoff backoff_{kFirstLook, kLastLook};
-    detail::Backoff hold_backoff_{std::chrono::milliseconds{2}, std::chrono::milliseconds{50}};
+    detail::Backoff fence_backoff_{std::chrono::milliseconds{2}, std::chrono::milliseconds{50}};
 };
 
 }  // namespace mq::migration
