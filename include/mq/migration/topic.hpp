@@ -242,8 +242,6 @@ private:
     static constexpr std::chrono::seconds kFollow{1};
     // How often a side that was left is looked at, at the most.
     static constexpr std::chrono::milliseconds kLookBack{250};
-    // How long sends are held for what was sent before to be handled, at the most.
-    static constexpr std::chrono::seconds kLongestHold{2};
     // How often it is asked who listens on the side that may stand in for the other.
     static constexpr std::chrono::seconds kFailoverCheck{5};
     static constexpr std::chrono::seconds kFailoverRetry{1};
@@ -555,28 +553,42 @@ private:
 
     // In order, publishing goes back only when all that was sent to the side that it leaves is handled
     // by every group: what goes back then has nothing to wait for, and so nothing can wait for each
-    // other. Asked here while sends go on, so that they are held for a moment only (see LeavesNothing).
+    // other. Asked here while sends go on: they are held only when the groups are not so far behind
+    // that sends would not be in time (see LeavesNothing).
     Verdict MayGoBack(const View& view, Side left) {
-        if (GoesBackAnyway(view)) return Verdict::Pass();
-        if (!asked_since_) asked_since_ = Clock::now();
-        Verdict handled = HandledBefore(view, left, *asked_since_);
-        if (handled.passed) asked_since_.reset();
-        return handled;
+        if (view.config.groups.empty()) return MayGoBackUnproved(view, left);
+        const auto now = Clock::now();
+        if (!asked_since_) asked_since_ = now;
+        if (Verdict handled = HandledBefore(view, left, *asked_since_); !handled.passed) return handled;
+        const auto behind = now - *std::exchange(asked_since_, std::nullopt);
+        if (behind < LongestHold()) return Verdict::Pass();
+        return Verdict::Wait("the groups to be less far behind on " + At(left).link->name());
     }
 
-    // Nobody goes on for ever to publish where messages are not handled: it may be why the flag was
-    // lowered. Subscriptions keep the order then, as far as they can (see TendFence).
-    static bool GoesBackAnyway(const View& view) {
-        return Clock::now() - view.policy_since >= Patience(view) + kFollow;
+    // Where it is not said which groups there are, they get the time that they should need.
+    Verdict MayGoBackUnproved(const View& view, Side left) const {
+        const auto patience = Patience(view) + kFollow;
+        const auto so_far =
+            std::chrono::duration_cast<std::chrono::milliseconds>(Clock::now() - view.policy_since);
+        const std::string what =
+            "subscriptions everywhere to handle what is on " + At(left).link->name();
+        if (so_far < patience) {
+            return Verdict::Wait(what + " (" + InWords(so_far) + " of " + InWords(patience) + ")");
+        }
+        Log(LogLevel::kWarning, "publishing moves without " + what +
+                                    ", for `groups` does not say which there are: messages of one key "
+                                    "may be handled out of order");
+        return Verdict::Pass();
+    }
+
+    // How long sends may be held.
+    [[nodiscard]] std::chrono::milliseconds LongestHold() const {
+        return shared_.config.send_timeout / 2;
     }
 
     // Whether every group is known to have settled what was on a side at that moment.
     Verdict HandledBefore(const View& view, Side side, Clock::time_point moment) {
         runtime::BrokerLink& link = *At(side).link;
-        if (view.config.groups.empty()) {
-            return Verdict::Wait("subscriptions everywhere to handle what is on " + link.name() +
-                                 ": which groups there are is not said (`groups`)");
-        }
         for (const std::string& group : view.config.groups) {
             if (Closed()) return Verdict::Wait("nothing: the client is closed");
             const Drain drain = CheckDrained(link, *DestinationOf(side), group);
@@ -650,22 +662,17 @@ private:
         router_.Hold();
     }
 
-    // Publishing is held, and everything is confirmed: whether all of it is handled as well. Sends do
-    // not wait for that for long; where it takes longer, they go on where they were, and it is tried
-    // again.
+    // Publishing is held, and everything is confirmed: whether all of it is handled as well. Where that
+    // takes too long, sends go on where they were, and it is tried again.
     Verdict LeavesNothing(const View& view, Side left) {
+        if (view.config.groups.empty()) return Verdict::Pass();
         if (!confirmed_at_) confirmed_at_ = Clock::now();
         Verdict handled = HandledBefore(view, left, *confirmed_at_);
         leaves_nothing_ = handled.passed;
-        const auto most = std::min<Clock::duration>(kLongestHold, shared_.config.send_timeout / 2);
-        if (handled.passed || Clock::now() - *confirmed_at_ < most) return handled;
-        if (!GoesBackAnyway(view)) {
+        if (!handled.passed && Clock::now() - *confirmed_at_ >= LongestHold()) {
             GoOnPublishing(view.stage);
-            return handled;
         }
-        Log(LogLevel::kWarning, "publishing moves without " + handled.waiting_for +
-                                    ": messages of one key may be handled out of order");
-        return Verdict::Pass();
+        return handled;
     }
 
     void GoOnPublishing(Policy stage) {
