@@ -1,6 +1,6 @@
 /// @file kafka_admin_test.cpp
-/// What the Kafka adapter asks a coordinator, and survives when that has just moved. On librdkafka's
-/// mock cluster: a real one answers so for a moment only.
+/// What the Kafka adapter survives of a coordinator that has just moved, or never comes to an end. On
+/// librdkafka's mock cluster: a real one answers so for a moment only.
 #include "../support/catch.hpp"
 #include "../support/kafka_fixture.hpp"
 
@@ -24,4 +24,22 @@ TEST_CASE("Kafka: a coordinator that is none any more delays the answer about a 
     mock.FailWith(kOffsetFetch, RD_KAFKA_RESP_ERR_NOT_COORDINATOR);
     CHECK(mq::test::Eventually(
         [&] { return Drained(client, *destination, Group()) == Backlog::Answer::kNotDrained; }));
+}
+
+// librdkafka before 2.3 ends the process where such a consumer is destroyed.
+TEST_CASE("Kafka: a consumer may be closed while its group goes on sharing out partitions",
+          "[kafka][mock]") {
+    MockCluster mock;
+    constexpr auto kSyncGroup = static_cast<MockCluster::Request>(14);
+    mock.FailWith(kSyncGroup, RD_KAFKA_RESP_ERR_REBALANCE_IN_PROGRESS, 1000);
+    Client client{mock.url()};
+    const DestinationPtr destination = Fresh();
+    mock.CreateTopic(destination->address, 1);
+    const auto receiver = std::make_shared<mq::test::RecordingReceiver>();
+    const auto consumer = client.backend->Subscribe({destination, Group(), 10}, receiver);
+    // The mock lets the first member of a group wait for others for three seconds; it never becomes
+    // active.
+    CHECK_FALSE(receiver->WaitForPhase(*consumer, mq::backend::ConsumerState::Phase::kActive,
+                                       std::chrono::seconds{5}));
+    consumer->Close(mq::test::After(std::chrono::seconds{2}));
 }

@@ -600,6 +600,62 @@ TEST_CASE("Kafka: the backlog counts what is ready and what is out, for this cli
     }));
 }
 
+TEST_CASE("Kafka: what was there before is known to be settled while more comes", "[kafka]") {
+    const AnyKafka kafka;
+    const auto destination = Fresh();
+    const std::string group = Group();
+    Client client{kafka.url(), kafka.options()};
+    Client other{kafka.url(), kafka.options()};
+    const auto receiver = std::make_shared<RecordingReceiver>(Receive::kHold);
+    const auto consumer = client.Subscribe(destination, group, receiver);
+    const auto ask_about = [&](Client& who, const std::string& about) {
+        const Backlog backlog = who.backend->CheckBacklog(*destination, about, After(5s));
+        INFO(backlog.reason);
+        CHECK(backlog.answer == Backlog::Answer::kNotDrained);
+        return backlog.settled_before;
+    };
+    const auto ask = [&](Client& who) { return ask_about(who, group); };
+    const auto empty = mq::backend::Clock::now();
+    const std::string stranger = Group();
+    REQUIRE(Eventually(
+        [&] { return Drained(other, *destination, stranger) == Backlog::Answer::kDrained; }));
+    // Of one key, so of one partition: its order is the order of what is held.
+    client.Send(destination, 3, "k");
+    REQUIRE(receiver->WaitForHeld(3));
+    auto held = receiver->TakeHeld();
+    const auto first = mq::backend::Clock::now();
+    for (Client* const who : {&client, &other}) CHECK_FALSE(ask(*who) >= first);
+    // Who has no position anywhere begins where the partitions do.
+    CHECK(ask_about(other, stranger) >= empty);
+    CHECK_FALSE(ask_about(other, stranger) >= first);
+    client.Send(destination, 2, "k");
+    const auto second = mq::backend::Clock::now();
+    REQUIRE(receiver->WaitForHeld(2));
+    for (Client* const who : {&client, &other}) CHECK_FALSE(ask(*who) >= first);
+
+    // What is done with behind one that is not does not count yet.
+    held[1]->Settle();
+    held[2]->Settle();
+    receiver->SettleHeld();
+    client.Send(destination, 1, "k");
+    REQUIRE(receiver->WaitForHeld(1));
+    CHECK_FALSE(ask(client) >= first);
+    held[0]->Settle();
+    CHECK(ask(client) >= second);
+    CHECK(Eventually([&] { return ask(other) >= second; }));
+
+    // It goes on as long as it likes, and is never drained.
+    for (int i = 0; i < 3; ++i) {
+        const auto now = mq::backend::Clock::now();
+        for (Client* const who : {&client, &other}) CHECK_FALSE(ask(*who) >= now);
+        client.Send(destination, 1, "k");
+        REQUIRE(receiver->WaitForHeld(2));
+        receiver->TakeHeld(1).front()->Settle();
+        CHECK(ask(client) >= now);
+        CHECK(Eventually([&] { return ask(other) >= now; }));
+    }
+}
+
 TEST_CASE("Kafka: whether a group listens is known for this client and for others", "[kafka]") {
     const std::string url = RealUrl();
     if (url.empty()) return;
@@ -1018,9 +1074,9 @@ TEST_CASE("Kafka: a coordinator that is found too late costs the answer and noth
     // Everything but the coordinator of the next group is known by then.
     REQUIRE(Drained(client, *destination, Group()) == Backlog::Answer::kNotDrained);
     const std::string group = Group();
-    // The ends are there in time; then the coordinator is asked for.
+    // The partitions and the ends are there in time; then the coordinator is asked for.
     mock.Delay(1500);
-    CHECK(client.backend->CheckBacklog(*destination, group, After(2500ms)).answer ==
+    CHECK(client.backend->CheckBacklog(*destination, group, After(4000ms)).answer ==
           Backlog::Answer::kUnknown);
     SECTION("the next answer is not the late one") {
         mock.Delay(0);

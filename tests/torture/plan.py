@@ -7,8 +7,7 @@ README calls safe, which `check` proves of a script by playing it:
 - at any time all services stand on two neighbouring rungs, or are on the way from one to the other;
 - with an order to keep, a walk turns round only after the change before it has settled, subscriptions
   first and publishers later, and nothing breaks meanwhile;
-- with an order to keep, what subscribes is not killed while the walk goes down, unless `restarts` says
-  "any": a client that starts on a rung in the middle takes the walk for one that goes up.
+- where `restarts` says "up", what subscribes is not killed while a walk with an order goes down.
 """
 
 import dataclasses
@@ -45,7 +44,7 @@ class Asked:
     old: str
     new: str
     order: str = "key"
-    restarts: str = "up"  # when subscribers are killed: while an ordered walk goes up, or "any" time
+    restarts: str = "any"  # when subscribers are killed: at "any" time, or while an ordered walk goes "up"
 
     def command(self):
         return (f"tests/torture/run.sh --seed {self.seed} --minutes {self.minutes:g} --old {self.old} "

@@ -8,7 +8,7 @@
 #
 # KIND is one of rabbitmq, kafka, activemq and artemis. Without --seed there is a random one, which is
 # printed; the same seed makes the same script, and --script-only prints that and does nothing else.
-# --restarts any also kills what subscribes while a walk with an order goes down.
+# --restarts up spares what subscribes while a walk with an order goes down; the default is any.
 # --keep keeps the folder of the run also where nothing was wrong. The last line is the audit; the exit
 # status is 0 only where nothing was lost or reordered and the walk was completed, and 69 where a broker
 # cannot be had.
@@ -34,7 +34,7 @@ seed=$((RANDOM * 32768 + RANDOM))
 minutes=5
 declare -A sides=([old]=rabbitmq [new]=kafka)
 order=key
-restarts=up
+restarts=any
 keep=""
 script_only=""
 

@@ -408,7 +408,7 @@ def parse():
     parser.add_argument("--seed", type=int, required=True)
     parser.add_argument("--minutes", type=float, required=True)
     parser.add_argument("--order", choices=("key", "none"), default="key")
-    parser.add_argument("--restarts", choices=("up", "any"), default="up")
+    parser.add_argument("--restarts", choices=("up", "any"), default="any")
     for side in ("old", "new"):
         parser.add_argument(f"--{side}", choices=plan.KINDS, required=True)
         parser.add_argument(f"--{side}-dir", default="")

@@ -3,11 +3,13 @@
 #include <mq/backends/kafka/connectivity.hpp>
 #include <mq/backends/kafka/credit.hpp>
 #include <mq/backends/kafka/early_deadlines.hpp>
+#include <mq/backends/kafka/end_history.hpp>
 #include <mq/backends/kafka/in_flight.hpp>
 #include <mq/backends/kafka/options.hpp>
 #include <mq/backends/kafka/partition.hpp>
 #include <mq/backends/kafka/redaction.hpp>
 
+#include <algorithm>
 #include <atomic>
 #include <chrono>
 #include <cstddef>
@@ -21,6 +23,8 @@
 using mq::kafka::Connectivity;
 using mq::kafka::Credit;
 using mq::kafka::EarlyDeadlines;
+using mq::kafka::EndHistories;
+using mq::kafka::EndHistory;
 using mq::kafka::InFlight;
 using mq::kafka::Partition;
 using mq::kafka::Redaction;
@@ -128,6 +132,125 @@ TEST_CASE("an early deadline gives a publication back once, at its report or at 
     CHECK(early.Take(later)->message.body == "later");
     CHECK(early.TakeDue(now + 1s) == nullptr);
     CHECK_FALSE(early.Next());
+}
+
+namespace {
+
+// A moment of the clock that the histories are kept by.
+EndHistory::Clock::time_point At(std::int64_t milliseconds) {
+    return EndHistory::Clock::time_point{std::chrono::milliseconds{milliseconds}};
+}
+
+}  // namespace
+
+TEST_CASE("what was there by a moment is settled when every partition has come to its end of then") {
+    EndHistory history;
+    CHECK_FALSE(history.SettledBefore({}));
+    history.Note(At(1), {3, 0});
+    CHECK_FALSE(history.SettledBefore({2, 5}));
+    history.Note(At(2), {3, 7});
+    history.Note(At(3), {9, 7});
+    CHECK(history.SettledBefore({3, 6}) == At(1));
+    CHECK(history.SettledBefore({8, 7}) == At(2));
+    CHECK(history.SettledBefore({9, 7}) == At(3));
+    CHECK(history.size() == 1);
+
+    SECTION("it stays known while more comes") {
+        history.Note(At(4), {12, 8});
+        CHECK(history.SettledBefore({9, 7}) == At(3));
+    }
+    SECTION("and not where the group goes back") { CHECK_FALSE(history.SettledBefore({8, 7})); }
+    SECTION("a moment that has passed adds nothing") {
+        history.Note(At(3), {1, 1});
+        history.Note(At(2), {1, 1});
+        CHECK_FALSE(history.SettledBefore({8, 7}));
+        CHECK(history.SettledBefore({9, 7}) == At(3));
+    }
+}
+
+TEST_CASE("a partition counts from the first moment at which it was there") {
+    EndHistory history;
+    history.Note(At(1), {3});
+    history.Note(At(2), {3, 1});
+    CHECK(history.SettledBefore({3, -1}) == At(1));
+    CHECK_FALSE(history.SettledBefore({2, 1}));
+    CHECK(history.SettledBefore({3, 1}) == At(2));
+    // Of the second one nothing is known here.
+    CHECK_FALSE(history.SettledBefore({3}));
+}
+
+TEST_CASE("the ends of a topic that was made anew replace those from before") {
+    EndHistory history;
+    history.Note(At(1), {2, 2});
+    history.Note(At(2), {8, 2});
+    history.Note(At(3), {9, 9});
+    SECTION("with less in it") {
+        history.Note(At(4), {3, 3});
+        CHECK(history.size() == 2);
+        CHECK(history.SettledBefore({3, 2}) == At(1));
+        CHECK(history.SettledBefore({3, 3}) == At(4));
+    }
+    SECTION("with fewer partitions") {
+        history.Note(At(4), {10});
+        CHECK(history.size() == 1);
+        CHECK(history.SettledBefore({10}) == At(4));
+    }
+}
+
+TEST_CASE("a topic to which nothing comes has ended there until now") {
+    EndHistory history;
+    for (int i = 1; i <= 100; ++i) history.Note(At(i), {5, 5});
+    CHECK(history.size() == 1);
+    CHECK(history.SettledBefore({5, 5}) == At(100));
+    // However often it is asked about, the ends of before are not pushed out.
+    history.Note(At(101), {6, 5});
+    for (int i = 102; i <= 200; ++i) history.Note(At(i), {7, 5});
+    CHECK(history.SettledBefore({6, 5}) == At(101));
+}
+
+TEST_CASE("the next step of a group is seen, however much comes before it takes it") {
+    EndHistory history;
+    history.Note(At(1), {1});
+    CHECK(history.SettledBefore({1}) == At(1));
+    for (int i = 2; i <= 1000; ++i) history.Note(At(i), {i});
+    CHECK(history.size() == EndHistory::kMost);
+    CHECK(history.SettledBefore({2}) == At(2));
+}
+
+TEST_CASE("a group that never catches up is seen to come on, however far it lags behind") {
+    const std::int64_t lag = GENERATE(1, 10, 300, 10'000);
+    EndHistory history;
+    std::int64_t latest = 0;  // how late an answer was at most, once the group had come on
+    for (std::int64_t now = 1; now <= 5 * lag; ++now) {
+        history.Note(At(now), {now});
+        const std::int64_t position = now - lag;
+        const auto settled = history.SettledBefore({position});
+        REQUIRE(history.size() <= EndHistory::kMost);
+        if (!settled) {
+            REQUIRE(position < 1);
+            continue;
+        }
+        REQUIRE(*settled <= At(position));
+        latest = std::max<std::int64_t>(
+            latest,
+            std::chrono::duration_cast<std::chrono::milliseconds>(At(position) - *settled).count());
+    }
+    CAPTURE(lag, latest);
+    CHECK(latest <= lag / 8);
+}
+
+TEST_CASE("each group has its history of each topic, and the ones asked about last are kept") {
+    EndHistories histories;
+    CHECK_FALSE(histories.Ask("t", "a", At(1), {5}, {4}));
+    CHECK(histories.Ask("t", "b", At(2), {5}, {5}) == At(2));
+    CHECK_FALSE(histories.Ask("u", "a", At(3), {9}, {5}));
+    CHECK(histories.Ask("t", "a", At(4), {9}, {5}) == At(1));
+    for (std::size_t i = 0; i < EndHistories::kMost - 1; ++i) {
+        histories.Ask(std::to_string(i), "a", At(5), {1}, {1});
+    }
+    CHECK(histories.size() == EndHistories::kMost);
+    CHECK(histories.Ask("t", "a", At(6), {10}, {5}) == At(1));
+    CHECK_FALSE(histories.Ask("t", "b", At(7), {9}, {5}));
 }
 
 TEST_CASE("a Kafka URL becomes librdkafka's properties") {

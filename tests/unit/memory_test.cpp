@@ -793,6 +793,66 @@ TEST_CASE("memory: the backlog counts what is ready and what is unsettled") {
     CHECK_FALSE(ask("g").reason.empty());
 }
 
+TEST_CASE("memory: what was there before is known to be settled while more comes") {
+    Fixture f;
+    const auto ask = [&](const std::string& group = "g") {
+        return f.backend->CheckBacklog(*f.topic, group, After());
+    };
+    const auto publish = [&](int first, int last) {
+        const auto count = f.sink.Confirmed() + static_cast<std::size_t>(last - first + 1);
+        f.PublishNumbers(first, last);
+        REQUIRE(f.sink.WaitForConfirmed(count));
+        return Clock::now();
+    };
+    const auto empty = Clock::now();
+    CHECK(ask().settled_before >= empty);
+    const auto receiver = MakeReceiver(Receive::kHold);
+    const auto consumer = f.Subscribe(receiver);
+    const auto first = publish(1, 3);
+    CHECK(ask().settled_before >= empty);
+    CHECK_FALSE(ask().settled_before >= first);
+    const auto second = publish(4, 5);
+    REQUIRE(receiver->WaitForHeld(5));
+    auto held = receiver->TakeHeld();
+
+    // What is done with behind one that is not does not count yet.
+    for (const std::size_t index : {4u, 2u, 1u}) held[index]->Settle();
+    CHECK_FALSE(ask().settled_before >= first);
+    held[0]->Settle();
+    CHECK(ask().answer == Left::kNotDrained);
+    CHECK(ask().settled_before >= first);
+    CHECK_FALSE(ask().settled_before >= second);
+    CHECK_FALSE(ask("other").settled_before >= first);
+
+    SECTION("what is given back unsettled is not settled") {
+        held.clear();
+        consumer->Stop();
+        consumer->Close(After());
+        publish(6, 6);
+        CHECK(ask().settled_before >= first);
+        CHECK_FALSE(ask().settled_before >= second);
+    }
+    SECTION("what nobody has been given is not settled") {
+        f.broker.DelayDeliveries(1h);
+        publish(6, 6);
+        held[3]->Settle();
+        CHECK(ask().messages == 1);
+        CHECK(ask().settled_before >= second);
+        const auto third = publish(7, 7);
+        CHECK_FALSE(ask().settled_before >= third);
+    }
+    SECTION("a group that begins again has settled nothing") {
+        f.broker.RemoveGroup("t", "g");
+        CHECK_FALSE(ask().settled_before >= first);
+    }
+    SECTION("nothing is left") {
+        held[3]->Settle();
+        const auto now = Clock::now();
+        CHECK(ask().answer == Left::kDrained);
+        CHECK(ask().settled_before >= now);
+    }
+}
+
 TEST_CASE("memory: closing a backend hands back what is in flight with its true outcome") {
     Fixture f;
 

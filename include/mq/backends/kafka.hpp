@@ -37,6 +37,7 @@
 
 #include <mq/backend.hpp>
 #include <mq/backends/kafka/admin.hpp>
+#include <mq/backends/kafka/end_history.hpp>
 #include <mq/backends/kafka/group_consumer.hpp>
 #include <mq/backends/kafka/handle.hpp>
 #include <mq/backends/kafka/native.hpp>
@@ -310,31 +311,26 @@ private:
     backend::Backlog Backlog(const std::string& address, const std::string& group,
                              Clock::time_point deadline) {
         using Answer = backend::Backlog::Answer;
-        const auto count = CountOf(address, deadline, kMetadataAge);
-        const auto not_drained = [](const Lag& lag) {
-            backend::Backlog backlog{Answer::kNotDrained, lag.messages, true, {}, {}};
-            backlog.known = lag.known_group;
-            return backlog;
-        };
-        if (count) {
-            const Lag lag = LagOf(address, group, *count, deadline);
-            if (lag.messages > 0) return not_drained(lag);
-        }
-        // Before it counts for drained: there may be partitions that were not there a moment ago.
-        const auto now = CountOf(address, deadline);
-        if (now && now != count) {
-            const Lag lag = LagOf(address, group, *now, deadline);
-            if (lag.messages > 0) return not_drained(lag);
-        }
-        return {Answer::kDrained, 0, true, {}, {}};
+        // What was there by now is in the partitions and below the ends that are asked for next.
+        const auto begin = Clock::now();
+        backend::Backlog backlog{Answer::kDrained, 0, true, {}, begin};
+        const auto count = CountOf(address, deadline);
+        if (!count) return backlog;
+        const Lag lag = LagOf(address, group, *count, deadline);
+        const auto settled_before = histories_.Ask(address, group, begin, lag.ends, lag.positions);
+        if (lag.messages == 0) return backlog;
+        backlog.answer = Answer::kNotDrained;
+        backlog.messages = lag.messages;
+        backlog.settled_before = settled_before;
+        backlog.known = lag.known_group;
+        return backlog;
     }
 
     /// How many partitions a topic has; nothing where it does not exist, and then nothing is left on
     /// it.
     /// @throws Error where that is not certain.
-    std::optional<int> CountOf(const std::string& address, Clock::time_point deadline,
-                               milliseconds age = milliseconds{0}) {
-        const auto count = admin_.PartitionCount(address, deadline, age);
+    std::optional<int> CountOf(const std::string& address, Clock::time_point deadline) {
+        const auto count = admin_.PartitionCount(address, deadline);
         const Own own = AskOwn(address, {});
         const int least = own.progress.empty() ? 0 : own.progress.rbegin()->first + 1;
         if (count.value_or(0) >= least) return count;
@@ -348,12 +344,16 @@ private:
     struct Lag {
         std::uint64_t messages = 0;
         bool known_group = true;  ///< It has a position in some partition.
+        Offsets ends = {};
+        Offsets positions = {};  ///< Everything below is settled, or not there any more.
     };
 
     Lag LagOf(const std::string& address, const std::string& group, int count,
               Clock::time_point deadline) {
-        const auto ends = admin_.Watermarks(address, count, RD_KAFKA_OFFSET_END, deadline);
-        auto positions = admin_.Committed(group, address, count, deadline);
+        Lag lag;
+        const Offsets& ends = lag.ends =
+            admin_.Watermarks(address, count, RD_KAFKA_OFFSET_END, deadline);
+        Offsets& positions = lag.positions = admin_.Committed(group, address, count, deadline);
         // What is settled here and not committed yet is no less settled. Asked for last, and so no
         // older than the ends.
         const Own own = AskOwn(address, group);
@@ -365,17 +365,16 @@ private:
             }
             behind = behind || positions[i] < ends[i];
         }
-        if (!behind) return {};
-        // What retention has deleted is not left either.
-        const auto begins = admin_.Watermarks(address, count, RD_KAFKA_OFFSET_BEGINNING, deadline);
-        Lag lag;
+        if (!behind) return lag;
         lag.known_group = std::any_of(positions.begin(), positions.end(),
                                       [](std::int64_t position) { return position >= 0; });
+        // What retention has deleted is not left either.
+        const auto begins = admin_.Watermarks(address, count, RD_KAFKA_OFFSET_BEGINNING, deadline);
         for (std::size_t i = 0; i < ends.size(); ++i) {
             const auto mine = own.progress.find(static_cast<std::int32_t>(i));
             const bool known = mine != own.progress.end() && mine->second.position;
-            lag.messages += known ? LeftOf(mine->second, ends[i])
-                                  : Distance(std::max(positions[i], begins[i]), ends[i]);
+            positions[i] = known ? *mine->second.position : std::max(positions[i], begins[i]);
+            lag.messages += known ? LeftOf(mine->second, ends[i]) : Distance(positions[i], ends[i]);
         }
         return lag;
     }
@@ -398,6 +397,7 @@ private:
     const std::shared_ptr<const Broker> broker_;
     Admin admin_;
     Sender sender_;
+    EndHistories histories_ = {};
 
     mutable std::mutex mutex_ = {};  // guards everything below
     std::vector<std::shared_ptr<GroupConsumer>> groups_ = {};

@@ -50,8 +50,6 @@ public:
           router_(name_, shared),
           config_(config),
           policy_(config.broker.empty() ? config.policy : Policy::kOld),
-          // What was asked of the service before it started, in the middle of a walk, it cannot know.
-          has_been_lowered_(policy_ == Policy::kDualSubscribe || policy_ == Policy::kNewPublish),
           stage_(policy_),
           published_to_(PublishSide(stage_)) {
         MakeSide(Side::kOld, config.broker.empty() ? config.old_broker : config.broker,
@@ -238,6 +236,8 @@ private:
     static constexpr std::chrono::seconds kLeave{5};
     // What a cycle of fences costs at least, and what subscriptions get to open theirs.
     static constexpr std::chrono::milliseconds kPatience{5000};
+    // How many times as long publishing waits for a broker that tells only whether anything is left.
+    static constexpr int kUnproved = 10;
     // How long a service takes at the most to follow a changed file.
     static constexpr std::chrono::seconds kFollow{1};
     // How often a side that was left is looked at, at the most.
@@ -261,7 +261,6 @@ private:
         TopicConfig config = {};
         Policy policy = Policy::kOld;
         Clock::time_point policy_since = {};
-        bool has_been_lowered = false;
         Policy stage = Policy::kOld;
         bool migrates = false;  // the config names two sides
         Listeners listeners = {};
@@ -355,7 +354,6 @@ private:
 
     void AimAt(Policy policy) {
         if (policy == policy_) return;
-        has_been_lowered_ = has_been_lowered_ || policy < policy_;
         policy_ = policy;
         policy_since_ = Clock::now();
     }
@@ -487,7 +485,6 @@ private:
                 .config = config_,
                 .policy = policy_,
                 .policy_since = policy_since_,
-                .has_been_lowered = has_been_lowered_,
                 .stage = stage_,
                 .migrates = config_.broker.empty(),
                 .listeners = std::move(open),
@@ -545,40 +542,36 @@ private:
         return std::max(2 * view.config.quiet, kPatience);
     }
 
-    // Whether publishing has been where it goes now, or may have been: on this service or another one,
-    // whose flags have been lowered as well.
-    static bool Returns(const View& view, Side side) {
-        return view.config.guard && (side == Side::kOld || view.has_been_lowered);
+    // Whether publishing goes back to where it came from, here or in other services.
+    static bool GoesBack(const View& view, Side side) {
+        return view.config.guard && side == Side::kOld;
     }
 
     // In order, publishing goes back only when all that was sent to the side that it leaves is handled
-    // by every group: what goes back then has nothing to wait for, and so nothing can wait for each
-    // other. Asked here while sends go on: they are held only when the groups are not so far behind
-    // that sends would not be in time (see LeavesNothing).
+    // by every group: what goes back then has nothing to wait for. So only the new side has fences, and
+    // none waits for one that waits for it. Asked here while sends go on: they are held only when the
+    // groups are not so far behind that sends would not be in time (see LeavesNothing).
     Verdict MayGoBack(const View& view, Side left) {
-        if (view.config.groups.empty()) return MayGoBackUnproved(view, left);
         const auto now = Clock::now();
         if (!asked_since_) asked_since_ = now;
-        if (Verdict handled = HandledBefore(view, left, *asked_since_); !handled.passed) return handled;
+        Verdict handled = HandledBefore(view, left, *asked_since_);
+        if (!handled.passed) return GoesBackUnproved(view, handled) ? Verdict::Pass() : handled;
         const auto behind = now - *std::exchange(asked_since_, std::nullopt);
-        if (behind < LongestHold()) return Verdict::Pass();
+        if (behind < LongestHold()) return handled;
         return Verdict::Wait("the groups to be less far behind on " + At(left).link->name());
     }
 
-    // Where it is not said which groups there are, they get the time that they should need.
-    Verdict MayGoBackUnproved(const View& view, Side left) const {
-        const auto patience = Patience(view) + kFollow;
-        const auto so_far =
-            std::chrono::duration_cast<std::chrono::milliseconds>(Clock::now() - view.policy_since);
-        const std::string what =
-            "subscriptions everywhere to handle what is on " + At(left).link->name();
-        if (so_far < patience) {
-            return Verdict::Wait(what + " (" + InWords(so_far) + " of " + InWords(patience) + ")");
-        }
-        Log(LogLevel::kWarning, "publishing moves without " + what +
-                                    ", for `groups` does not say which there are: messages of one key "
-                                    "may be handled out of order");
-        return Verdict::Pass();
+    // Where nobody can say that everything is handled, the groups get the time that they should need:
+    // it is not said which groups there are, or their broker tells only whether anything at all is
+    // left, and other producers see to that for as long as they go on. Subscriptions keep the order
+    // then, as far as they can (see TendFence).
+    bool GoesBackUnproved(const View& view, const Verdict& handled) const {
+        if (!view.config.groups.empty() && tells_positions_) return false;
+        const auto patience = Patience(view) * (view.config.groups.empty() ? 1 : kUnproved) + kFollow;
+        if (Clock::now() - view.policy_since < patience) return false;
+        Log(LogLevel::kWarning, "publishing moves without " + handled.waiting_for +
+                                    ": messages of one key may be handled out of order");
+        return true;
     }
 
     // How long sends may be held.
@@ -589,10 +582,15 @@ private:
     // Whether every group is known to have settled what was on a side at that moment.
     Verdict HandledBefore(const View& view, Side side, Clock::time_point moment) {
         runtime::BrokerLink& link = *At(side).link;
+        if (view.config.groups.empty()) {
+            return Verdict::Wait("groups that `groups` does not name to handle what is on " +
+                                 link.name());
+        }
         for (const std::string& group : view.config.groups) {
             if (Closed()) return Verdict::Wait("nothing: the client is closed");
             const Drain drain = CheckDrained(link, *DestinationOf(side), group);
             if (!drain.known || drain.settled_before >= moment) continue;
+            if (drain.left) tells_positions_ = drain.settled_before.has_value();
             if (!drain.verdict.passed) return drain.verdict;
             return Verdict::Wait(GroupInWords(group) + " to settle what it took from " + link.name());
         }
@@ -636,7 +634,7 @@ private:
             At(side).outlet->Warm();
             leaves_nothing_ = false;
             if (view.config.order != Order::kKey) return Verdict::Pass();
-            if (Returns(view, side)) {
+            if (GoesBack(view, side)) {
                 if (Verdict back = MayGoBack(view, Other(side)); !back.passed) return back;
             }
             HoldPublishing(side);
@@ -646,7 +644,7 @@ private:
             return Verdict::Wait(before.link().name() + " to confirm " + std::to_string(in_flight) +
                                  " messages before the first goes to " + At(side).link->name());
         }
-        if (Returns(view, side)) {
+        if (GoesBack(view, side)) {
             if (Verdict back = LeavesNothing(view, Other(side)); !back.passed) return back;
         }
         before.Watch(false);
@@ -665,13 +663,11 @@ private:
     // Publishing is held, and everything is confirmed: whether all of it is handled as well. Where that
     // takes too long, sends go on where they were, and it is tried again.
     Verdict LeavesNothing(const View& view, Side left) {
-        if (view.config.groups.empty()) return Verdict::Pass();
         if (!confirmed_at_) confirmed_at_ = Clock::now();
         Verdict handled = HandledBefore(view, left, *confirmed_at_);
         leaves_nothing_ = handled.passed;
-        if (!handled.passed && Clock::now() - *confirmed_at_ >= LongestHold()) {
-            GoOnPublishing(view.stage);
-        }
+        if (handled.passed || GoesBackUnproved(view, handled)) return Verdict::Pass();
+        if (Clock::now() - *confirmed_at_ >= LongestHold()) GoOnPublishing(view.stage);
         return handled;
     }
 
@@ -1007,7 +1003,6 @@ private:
     TopicConfig config_;
     Policy policy_;
     Clock::time_point policy_since_ = {};  // when policy_ last changed
-    bool has_been_lowered_ = false;        // policy_ was changed to a lower rung before
     Policy stage_;                         // written by the walker alone
     Side published_to_ = Side::kOld;       // where stage_ publishes
     bool failover_ = false;        // sends may go to the other side; written by the walker alone
@@ -1023,6 +1018,7 @@ private:
     std::optional<Policy> last_policy_;
     std::optional<Side> moving_to_;  // publishing is held until the other side has confirmed
     std::optional<Clock::time_point> asked_since_;   // whether all that was sent is handled
+    bool tells_positions_ = true;                    // the broker that was asked, where not all is
     std::optional<Clock::time_point> confirmed_at_;  // all that was sent, since publishing is held
     // Subscriptions that take nothing from a side any more, and have not left it.
     std::vector<std::pair<std::shared_ptr<Listener>, Side>> stopped_;

@@ -330,16 +330,29 @@ private:
         }
         CloseQueue(main_queue_);
         DropPostponed();
+        if (joining_) Handle::Abandon(std::move(handle_));
         handle_.reset();
+        joining_ = assigned_ = false;
         subscribed_.clear();
     }
 
     // While the group shares its partitions out, librdkafka postpones a subscription. One that comes
     // into effect during the end trips an assertion there (rd_kafka_cgrp_destroy_final, seen with
     // 2.0.2); unsubscribing forgets it.
-    void DropPostponed() const {
+    void DropPostponed() {
         if (handle_ == nullptr || rd_kafka_consumer_closed(handle_->get()) != 0) return;
         static_cast<void>(rd_kafka_unsubscribe(handle_->get()));
+        joining_ = IsJoining();
+    }
+
+    // Between the answer to its first JoinGroup and its first assignment a cooperative consumer must
+    // not be destroyed: librdkafka ends the process (rd_kafka_sticky_assignor_state_destroy, its issue
+    // 4312, mended in 2.3).
+    [[nodiscard]] bool IsJoining() const {
+        constexpr int kMended = 0x020300ff;
+        if (assigned_ || rd_kafka_version() >= kMended) return false;
+        const char* const protocol = rd_kafka_rebalance_protocol(handle_->get());
+        return protocol != nullptr && std::string_view{protocol} != "NONE";
     }
 
     // Tells librdkafka the topics, whenever they have changed.
@@ -455,6 +468,7 @@ private:
     }
 
     void Assign(rd_kafka_topic_partition_list_t& partitions) {
+        assigned_ = true;
         for (int i = 0; i < partitions.cnt; ++i) {
             const rd_kafka_topic_partition_t& entry = partitions.elems[i];
             Lane* const lane = FindLane(entry.topic);
@@ -877,6 +891,8 @@ private:
     // Of the thread alone:
     std::map<std::string, std::unique_ptr<Lane>> lanes_ = {};
     std::unique_ptr<Handle> handle_ = {};
+    bool assigned_ = false;  // the handle has been
+    bool joining_ = false;   // see IsJoining, as it was when the handle was last unsubscribed
     Owned<rd_kafka_queue_t> main_queue_ = {};
     std::set<std::string> subscribed_ = {};
     bool resubscribe_ = false;

@@ -180,6 +180,15 @@ public:
     /// What was made of the handle (queues, topics, messages) is destroyed before.
     ~Handle() { rd_kafka_destroy_flags(rk_, RD_KAFKA_DESTROY_F_NO_CONSUMER_CLOSE); }
 
+    /// Keeps a handle until the process ends, for one that must not be destroyed. Nobody polls it any
+    /// more. Thread-safe.
+    static void Abandon(std::unique_ptr<Handle> handle) {
+        static std::mutex mutex;
+        static auto& abandoned = *new std::vector<std::unique_ptr<Handle>>;  // outlives static objects
+        const std::lock_guard lock{mutex};
+        abandoned.push_back(std::move(handle));
+    }
+
     [[nodiscard]] rd_kafka_t* get() const noexcept { return rk_; }
     [[nodiscard]] Connectivity& connectivity() noexcept { return connectivity_; }
     [[nodiscard]] const Connectivity& connectivity() const noexcept { return connectivity_; }

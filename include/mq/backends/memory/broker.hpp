@@ -247,6 +247,8 @@ private:
     void MarkDirty(detail::Group& group);
     [[nodiscard]] detail::Topic* FindTopic(const std::string& address) const;
     [[nodiscard]] Depth Left(const std::string& address, const std::string& group) const;
+    [[nodiscard]] std::optional<Clock::time_point> SettledBefore(const std::string& address,
+                                                                 const std::string& group) const;
     [[nodiscard]] bool KnowsGroup(const std::string& address, const std::string& group) const;
     [[nodiscard]] static std::size_t Live(const detail::Group& group);
 
@@ -668,6 +670,7 @@ inline backend::Listening Broker::CheckListening(const backend::Destination& des
 inline backend::Backlog Broker::CheckBacklog(const backend::Destination& destination,
                                              const std::string& group) {
     using Answer = backend::Backlog::Answer;
+    const auto now = Clock::now();  // before what has come by then is applied
     const Access access{*this};
     if (!intake_.running()) {
         return {.answer = Answer::kUnknown, .reason = "memory broker " + name_ + " is stopped"};
@@ -678,7 +681,7 @@ inline backend::Backlog Broker::CheckBacklog(const backend::Destination& destina
             .messages = left,
             .exact = true,
             .reason = {},
-            .settled_before = {},
+            .settled_before = SettledBefore(destination.address, group).value_or(now),
             .known = KnowsGroup(destination.address, group)};
 }
 
@@ -990,6 +993,19 @@ inline Depth Broker::Left(const std::string& address, const std::string& group) 
     if (topic == nullptr) return {};
     const detail::Group* const found = topic->FindGroup(group);
     return found != nullptr ? found->Left() : Depth{.ready = topic->log.size()};
+}
+
+/// The moment before the group's first unsettled message was stored, and with it all that are behind
+/// it; nothing where the group has settled everything.
+inline std::optional<Clock::time_point> Broker::SettledBefore(const std::string& address,
+                                                              const std::string& group) const {
+    const detail::Topic* const topic = FindTopic(address);
+    if (topic == nullptr) return std::nullopt;
+    const detail::Group* const found = topic->FindGroup(group);
+    const std::uint64_t low = found != nullptr ? found->low() : topic->log.begin();
+    if (low == topic->log.end()) return std::nullopt;
+    // A tick less: who reads the same time from the clock may have read it after.
+    return topic->log.At(low).stored_at - Clock::duration{1};
 }
 
 inline bool Broker::KnowsGroup(const std::string& address, const std::string& group) const {
