@@ -293,6 +293,10 @@ private:
         }
     };
 
+    // What a broker can tell of a group: by which moment everything was settled; whether nothing is
+    // left at all; or not even that for certain.
+    enum class Proof : unsigned char { kPositions, kEmptiness, kNone };
+
     // How far the walker is with one fence.
     struct Gate {
         Clock::time_point begun = {};
@@ -555,23 +559,21 @@ private:
         const auto now = Clock::now();
         if (!asked_since_) asked_since_ = now;
         Verdict handled = HandledBefore(view, left, *asked_since_);
-        if (!handled.passed) return GoesBackUnproved(view, handled) ? Verdict::Pass() : handled;
+        if (!handled.passed) return GoesBackUnproved(view) ? Verdict::Pass() : handled;
         const auto behind = now - *std::exchange(asked_since_, std::nullopt);
         if (behind < LongestHold()) return handled;
         return Verdict::Wait("the groups to be less far behind on " + At(left).link->name());
     }
 
     // Where nobody can say that everything is handled, the groups get the time that they should need:
-    // it is not said which groups there are, or their broker tells only whether anything at all is
-    // left, and other producers see to that for as long as they go on. Subscriptions keep the order
-    // then, as far as they can (see TendFence).
-    bool GoesBackUnproved(const View& view, const Verdict& handled) const {
-        if (!view.config.groups.empty() && tells_positions_) return false;
-        const auto patience = Patience(view) * (view.config.groups.empty() ? 1 : kUnproved) + kFollow;
-        if (Clock::now() - view.policy_since < patience) return false;
-        Log(LogLevel::kWarning, "publishing moves without " + handled.waiting_for +
-                                    ": messages of one key may be handled out of order");
-        return true;
+    // it is not said which groups there are, their broker does not see what members elsewhere hold, or
+    // it tells only whether anything at all is left, and other producers see to that for as long as
+    // they go on. Subscriptions keep the order then, as far as they can (see TendFence).
+    bool GoesBackUnproved(const View& view) const {
+        const bool nobody_knows = view.config.groups.empty() || proof_ == Proof::kNone;
+        if (!nobody_knows && proof_ == Proof::kPositions) return false;
+        const auto patience = Patience(view) * (nobody_knows ? 1 : kUnproved) + kFollow;
+        return Clock::now() - view.policy_since >= patience;
     }
 
     // How long sends may be held.
@@ -590,7 +592,11 @@ private:
             if (Closed()) return Verdict::Wait("nothing: the client is closed");
             const Drain drain = CheckDrained(link, *DestinationOf(side), group);
             if (!drain.known || drain.settled_before >= moment) continue;
-            if (drain.left) tells_positions_ = drain.settled_before.has_value();
+            if (drain.settled_before) {
+                proof_ = Proof::kPositions;
+            } else if (drain.left) {
+                proof_ = drain.verdict.passed ? Proof::kNone : Proof::kEmptiness;
+            }
             if (!drain.verdict.passed) return drain.verdict;
             return Verdict::Wait(GroupInWords(group) + " to settle what it took from " + link.name());
         }
@@ -666,7 +672,12 @@ private:
         if (!confirmed_at_) confirmed_at_ = Clock::now();
         Verdict handled = HandledBefore(view, left, *confirmed_at_);
         leaves_nothing_ = handled.passed;
-        if (handled.passed || GoesBackUnproved(view, handled)) return Verdict::Pass();
+        if (handled.passed) return handled;
+        if (GoesBackUnproved(view)) {
+            Log(LogLevel::kWarning, "publishing goes back without " + handled.waiting_for +
+                                        ": messages of one key may be handled out of order");
+            return Verdict::Pass();
+        }
         if (Clock::now() - *confirmed_at_ >= LongestHold()) GoOnPublishing(view.stage);
         return handled;
     }
@@ -853,12 +864,13 @@ private:
                                 const Listener::Fence& fence) {
         const Side other = Other(side);
         runtime::Dispatcher& dispatcher = listener->dispatcher();
-        const auto [entry, fresh] = gates_.try_emplace({listener, side});
+        const auto added = gates_.try_emplace({listener, side});
+        const auto entry = added.first;
         Gate& gate = entry->second;
         const std::uint64_t mark = dispatcher.Mark(side);
         const auto begin = Clock::now();  // behind the mark: what was sent before it is there by now
         const Position here{fence.noticed, mark, begin};
-        if (fresh) gate = {.begun = begin, .position = here, .progress_at = begin};
+        if (added.second) gate = {.begun = begin, .position = here, .progress_at = begin};
         const auto open = [&](const Position& position) {
             if (!listener->Open(side, position.noticed)) dispatcher.Release(side, position.mark);
             gates_.erase(entry);
@@ -1018,7 +1030,7 @@ private:
     std::optional<Policy> last_policy_;
     std::optional<Side> moving_to_;  // publishing is held until the other side has confirmed
     std::optional<Clock::time_point> asked_since_;   // whether all that was sent is handled
-    bool tells_positions_ = true;                    // the broker that was asked, where not all is
+    Proof proof_ = Proof::kPositions;                // of the broker that was asked last
     std::optional<Clock::time_point> confirmed_at_;  // all that was sent, since publishing is held
     // Subscriptions that take nothing from a side any more, and have not left it.
     std::vector<std::pair<std::shared_ptr<Listener>, Side>> stopped_;

@@ -17,6 +17,7 @@
 #include <map>
 #include <memory>
 #include <mutex>
+#include <shared_mutex>
 #include <string>
 #include <string_view>
 #include <utility>
@@ -181,8 +182,12 @@ public:
     ~Handle() { rd_kafka_destroy_flags(rk_, RD_KAFKA_DESTROY_F_NO_CONSUMER_CLOSE); }
 
     /// Keeps a handle until the process ends, for one that must not be destroyed. Nobody polls it any
-    /// more. Thread-safe.
+    /// more, and it calls nobody once this has returned. Thread-safe.
     static void Abandon(std::unique_ptr<Handle> handle) {
+        {
+            const std::lock_guard lock{handle->calls_};
+            handle->abandoned_ = true;
+        }
         static std::mutex mutex;
         static auto& abandoned = *new std::vector<std::unique_ptr<Handle>>;  // outlives static objects
         const std::lock_guard lock{mutex};
@@ -295,7 +300,8 @@ private:
     static rd_kafka_resp_err_t OnBrokerState(rd_kafka_t*, std::int32_t, const char*, const char* host,
                                              int port, const char* state, void* opaque) noexcept {
         try {
-            Of(opaque).connectivity_.OnState(host, port, state);
+            Handle& self = Of(opaque);
+            self.Call([&] { self.connectivity_.OnState(host, port, state); });
         } catch (...) {
             return RD_KAFKA_RESP_ERR__FAIL;
         }
@@ -306,9 +312,17 @@ private:
                       const char* text) noexcept {
         if (rk == nullptr) return;
         try {
-            Of(rd_kafka_opaque(rk)).TakeLine(level, facility, text);
+            Handle& self = Of(rd_kafka_opaque(rk));
+            self.Call([&] { self.TakeLine(level, facility, text); });
         } catch (...) {  // a line less
         }
+    }
+
+    /// What librdkafka's own threads call; Abandon waits for it, as destroying the handle would.
+    template <typename Function>
+    void Call(Function function) {
+        const std::shared_lock lock{calls_};
+        if (!abandoned_) function();
     }
 
     void TakeLine(int level, const std::string& facility, std::string_view line) {
@@ -361,6 +375,8 @@ private:
     Connectivity connectivity_;
     LogThrottle throttle_ = {};
     bool watched_ = false;  // the interceptor has been added
+    std::shared_mutex calls_ = {};
+    bool abandoned_ = false;  // guarded by calls_
     rd_kafka_t* rk_ = nullptr;
 };
 
