@@ -192,13 +192,20 @@ void TheOrderOfAKeyIsKeptAcrossTheChange(Target& target, Pair pair) {
         REQUIRE(begun.WaitFor(1));
         billing.SetPolicy(way.moved());
         producer.SetPolicy(way.end());
+        if (way.start() == Policy::kNew) {
+            // Going back, it is the producer that waits for what it has sent to be handled.
+            REQUIRE(Eventually([&] { return !producer.Status().waiting_for.empty(); }));
+            CHECK(received.Count() == 0);
+            gate.Open();
+        }
         REQUIRE(producer.Reaches(way.end()));
         for (const char* const body : {"4", "5"}) Send(producer, body);
-
-        // What is newer is here, and waits for what is older.
-        REQUIRE(Eventually([&] { return way.FarSide(billing).held == 2; }));
-        CHECK(received.Count() == 0);
-        gate.Open();
+        if (way.start() == Policy::kOld) {
+            // What is newer is here, and waits for what is older.
+            REQUIRE(Eventually([&] { return way.FarSide(billing).held == 2; }));
+            CHECK(received.Count() == 0);
+            gate.Open();
+        }
         CHECK(received.WaitForDistinct(5));
         CHECK(FirstBodiesOf(received) == std::vector<std::string>{"1", "2", "3", "4", "5"});
         const std::map<std::string, Side> sides = SidesOf(received);

@@ -45,14 +45,22 @@ TEST_CASE("Messages of the far side are held until the near side is handled, the
     REQUIRE(gate.WaitWaiting(1));
     billing.SetPolicy(way.moved());
     producer.SetPolicy(way.end());
+    if (way.start() == Policy::kNew) {
+        // Going back, it is the producer that waits.
+        REQUIRE(producer.WaitsFor("group billing to drain next"));
+        CHECK(gate.Passed().empty());
+        gate.Open();
+    }
     REQUIRE(producer.Reaches(way.end()));
     Send(producer, "4");
     // Another key has no message before it, and still waits: keys are known by their messages only.
     producer.client->SendMsg(kTopic, Message{.body = "other", .key = "o"});
 
-    REQUIRE(Eventually([&] { return way.FarSide(billing).held == 2; }));
-    CHECK(Stays([&] { return way.FarSide(billing).held == 2 && gate.Passed().empty(); }, 300ms));
-    gate.Open();
+    if (way.start() == Policy::kOld) {
+        REQUIRE(Eventually([&] { return way.FarSide(billing).held == 2; }));
+        CHECK(Stays([&] { return way.FarSide(billing).held == 2 && gate.Passed().empty(); }, 300ms));
+        gate.Open();
+    }
     REQUIRE(gate.WaitPassed(5));
     CHECK(Eventually([&] { return way.FarSide(billing).held == 0; }));
     auto passed = gate.Passed();
@@ -64,13 +72,19 @@ TEST_CASE("Messages of the far side are held until the near side is handled, the
     CHECK(gate.WaitPassed(6));
 }
 
+// A producer that waits for nobody: it puts messages where the test wants them.
+Scene Unguarded(Scene scene) {
+    scene.guard = false;
+    return scene;
+}
+
 TEST_CASE("Held messages wait for what another member of the group still works on", "[order]") {
     const Direction way{GENERATE(true, false)};
     INFO(way.name());
     const Scene scene{.order = Order::kKey, .quiet = 50ms, .groups = {"billing"}};
     Gate slow_gate;
     Gate gate{true};
-    Service producer{scene, way.start()};
+    Service producer{Unguarded(scene), way.start()};
     Service slow{scene, way.start()};
     Listen(slow, "billing", slow_gate);
     const OpenAtEnd open{slow_gate};
@@ -98,7 +112,7 @@ TEST_CASE("A walk turns round only when what is on its way keeps its place", "[o
     const Scene scene{.order = Order::kKey, .quiet = 50ms, .groups = {"billing"}};
     Gate slow_gate;
     Gate gate{true};
-    Service producer{scene, way.start()};
+    Service producer{Unguarded(scene), way.start()};
     Service slow{scene, way.start()};
     Listen(slow, "billing", slow_gate);
     const OpenAtEnd open{slow_gate};

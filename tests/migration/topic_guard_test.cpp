@@ -189,6 +189,7 @@ TEST_CASE("In order, publishing goes back when every group has handled what was 
           "[topic]") {
     ScriptedScene brokers{Order::kKey, kForEver};
     Service service{brokers.scene, Policy::kNewPublish};
+    service.client->SendMsg(kTopic, "sent");
     SECTION("at once where it has") {
         CHECK(FirstReason(service, Policy::kDualSubscribe) == "reached");
     }
@@ -219,6 +220,7 @@ TEST_CASE("In order, publishing goes back without proof only where nobody can be
     SECTION("the groups are named") {
         brokers.next.SetBacklog(GENERATE(NotDrained(), BacklogUnknown()));
         Service service{brokers.scene, Policy::kNewPublish};
+        service.client->SendMsg(kTopic, "sent");
         service.SetPolicy(Policy::kDualSubscribe);
         CHECK(Stays([&] { return service.Status().stage == Policy::kNewPublish; },
                     kPatience + kFollow + 500ms));
@@ -230,6 +232,7 @@ TEST_CASE("In order, publishing goes back without proof only where nobody can be
             brokers.next.SetBacklog(DrainedAsFarAsSeen());
         }
         Service service{brokers.scene, Policy::kNewPublish};
+        service.client->SendMsg(kTopic, "sent");
         const auto begin = Clock::now();
         service.SetPolicy(Policy::kDualSubscribe);
         REQUIRE(service.log->WaitForLine("publishing goes back without "));
@@ -244,16 +247,26 @@ TEST_CASE("In order, sends are not held for long where what they follow is not h
     ScriptedScene brokers{Order::kKey, kForEver};
     brokers.scene.send_timeout = 1s;
     Service service{brokers.scene, Policy::kNewPublish};
+    service.client->SendMsg(kTopic, "sent");
     // Handled as it is asked the first time, and then not: publishing is held by the second question.
     std::atomic<int> asked{0};
     brokers.next.OnBacklog([&](Clock::time_point) { return asked++ == 0 ? Drained() : NotDrained(); });
     service.SetPolicy(Policy::kDualSubscribe);
     REQUIRE(Eventually([&] { return asked >= 2; }));
     CHECK_NOTHROW(service.client->SendMsg(kTopic, "meanwhile"));
-    CHECK(brokers.next.published() == std::vector<std::string>{"meanwhile"});
+    CHECK(brokers.next.published() == std::vector<std::string>{"sent", "meanwhile"});
     CHECK(service.Status().stage == Policy::kNewPublish);
     brokers.next.SetBacklog(Drained());
     CHECK(service.Reaches(Policy::kDualSubscribe));
+}
+
+TEST_CASE("In order, a service that has sent nothing goes back without asking", "[topic]") {
+    ScriptedScene brokers{Order::kKey, kForEver};
+    brokers.next.SetBacklog(NotDrained());
+    const Service service{brokers.scene, Policy::kNewPublish};
+    CHECK(FirstReason(service, Policy::kDualSubscribe) == "reached");
+    service.client->SendMsg(kTopic, "first");
+    CHECK(LastMoves(brokers.legacy) == 2);
 }
 
 TEST_CASE(

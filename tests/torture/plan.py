@@ -167,7 +167,7 @@ class Maker:
             step.behind = behind
             step.events = self._turn(step) if careful else self._tell(step) + self._faults(step)
             step.events.sort(key=lambda event: (event.at, event.target))
-            total += step.seconds + (2 * self._quiet + 6 if careful else 2)
+            total += step.seconds
             rung, first = step.end, False
             yield step
 

@@ -581,8 +581,10 @@ private:
         return shared_.config.send_timeout / 2;
     }
 
-    // Whether every group is known to have settled what was on a side at that moment.
+    // Whether every group is known to have settled what this client has sent to a side, and what else
+    // was there at that moment.
     Verdict HandledBefore(const View& view, Side side, Clock::time_point moment) {
+        if (At(side).outlet->Published() == 0) return Verdict::Pass();  // by this client, ever
         runtime::BrokerLink& link = *At(side).link;
         if (view.config.groups.empty()) {
             return Verdict::Wait("groups that `groups` does not name to handle what is on " +
