@@ -36,7 +36,7 @@ struct SideStatus {
     /// Of these: settled without a handler, because the group had handled the message before.
     std::uint64_t duplicates = 0;
     std::uint64_t unsettled = 0;  ///< Messages that arrived and are not settled.
-    std::uint64_t held = 0;       ///< Messages that wait for the other side to drain.
+    std::uint64_t held = 0;       ///< Messages that wait for what was sent to the other side.
     std::optional<std::uint64_t> backlog =
         {};  ///< What the last drain check found left, if there was one.
     /// Whose messages have arrived from this side in the last ten minutes, by client: who is late with
