@@ -10,7 +10,6 @@
 #include <mq/runtime/broker_link.hpp>
 #include <mq/runtime/dispatcher.hpp>
 
-#include <algorithm>
 #include <array>
 #include <atomic>
 #include <chrono>
@@ -52,7 +51,6 @@ public:
     /// from the other side, where what it sent before may not be handled yet.
     struct Fence {
         std::uint64_t noticed = 0;  ///< How many producers have been seen to come over, ever.
-        std::uint64_t moves = 0;    ///< The most that one of those had moved, who raised it.
     };
 
     /// The fence on a side; nothing where none is up.
@@ -185,10 +183,8 @@ private:
         if (!fencing_) return;
         const std::lock_guard lock{fence_mutex_};
         FenceState& state = fences_[static_cast<std::size_t>(side)];
-        const std::uint64_t moves = state.known.Note(sender);
-        if (moves == 0) return;
+        if (state.known.Note(sender) == 0) return;
         ++state.fence.noticed;
-        state.fence.moves = std::max(state.fence.moves, moves);
         state.up = true;
         dispatcher_->SetHold(side, true);
     }
@@ -196,7 +192,6 @@ private:
     // Call with fence_mutex_ held.
     void TakeDown(Side side, FenceState& state) {
         if (!std::exchange(state.up, false)) return;
-        state.fence.moves = 0;
         dispatcher_->SetHold(side, false);
     }
 

@@ -903,7 +903,7 @@ private:
         }
         gate.quiet.reset();
         if (WaitsForNewer(*listener, side, drain)) return open(here);
-        if (WaitsInVain(view, *listener, side, fence, drain, gate)) {
+        if (WaitsInVain(view, *listener, side, drain, gate)) {
             Log(LogLevel::kWarning, "lets go of what came from " + At(side).link->name() + " without " +
                                         drain.verdict.waiting_for +
                                         ": messages of one key may be handled out of order");
@@ -934,10 +934,10 @@ private:
     }
 
     // Whether a fence waits for one that waits for it: nothing is handled on the other side for so long
-    // that no handler is behind it. Only a producer that has come back to a side can be the reason for
-    // that; a fence that was raised on the way up alone waits as long as it takes.
-    bool WaitsInVain(const View& view, const Listener& listener, Side side,
-                     const Listener::Fence& fence, const Drain& drain, Gate& gate) const {
+    // that no handler is behind it. Only a producer that went back without proof can be the reason for
+    // that, and raises its fence on the old side; one on the new side waits as long as it takes.
+    bool WaitsInVain(const View& view, const Listener& listener, Side side, const Drain& drain,
+                     Gate& gate) const {
         const auto now = Clock::now();
         const runtime::Intake there = listener.dispatcher().Counts(Other(side));
         const Progress progress{drain.left, drain.settled_before, there.processed};
@@ -946,7 +946,7 @@ private:
         if (progress.Since(std::exchange(gate.progress, progress)) || at_work || unknown) {
             gate.progress_at = now;
         }
-        if (side == Side::kNew && fence.moves <= 1) return false;
+        if (side == Side::kNew) return false;
         return now - gate.progress_at >= Patience(view);
     }
 
