@@ -90,7 +90,8 @@ record_suite() {
         failed "$name: ended with status $status" "$log"
     elif ((cases_failed > 0)); then
         printf '   FAILED: %s\n' "$name"
-        tail -n 200 "$log" | sed 's/^/   | /'
+        remember_failure "$name" "$log"
+        grep -vE '^(skipped|note): ' "$log" | tail -n 200 | sed 's/^/   | /'
     fi
     grep -E '^(skipped|note): ' "$log" | sed 's/^/   /' || true
     record "$cases_passed" "$cases_failed" "$cases_skipped" "$name"
@@ -403,7 +404,7 @@ main() {
     lock_checkout
     mkdir -p "$logs"
     rm -f "$logs"/*.broken
-    : >"$results"
+    begin_results
     on_exit stop_brokers
     # A package may start a service, which is none of ours.
     install_missing 9>&-
