@@ -21,7 +21,7 @@ using mq::backend::Clock;
 
 // As long as no test waits for a quiet period to pass.
 constexpr std::chrono::milliseconds kForEver = 60s;
-// The same as in topic.hpp, with kFollow.
+// The same as in walk.hpp, with kFollow.
 constexpr std::chrono::seconds kPatience{5};
 constexpr std::chrono::seconds kFollow{1};
 

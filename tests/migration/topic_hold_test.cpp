@@ -32,7 +32,7 @@ using Bodies = std::vector<std::string>;
 
 // As long as no test waits for a quiet period to pass.
 constexpr std::chrono::milliseconds kForEver = 60s;
-// The same as in topic.hpp.
+// The same as in walk.hpp.
 constexpr std::chrono::seconds kPatience{5};
 // Two producers that have come over to the new side.
 constexpr const char* kOne = "mq-a new-publish 1";
@@ -319,9 +319,9 @@ TEST_CASE("A fence stays up for a producer that has come over since its position
     const auto fence = alone.listener->FenceOn(mq::Side::kOld);
     REQUIRE(fence);
     alone.brokers.legacy.Deliver("2", "mq-b dual-subscribe 1");
-    CHECK_FALSE(alone.listener->Open(mq::Side::kOld, fence->noticed));
+    CHECK_FALSE(alone.listener->Open(mq::Side::kOld, *fence));
     CHECK(alone.listener->dispatcher().Counts(mq::Side::kOld).held == 2);
-    CHECK(alone.listener->Open(mq::Side::kOld, alone.listener->FenceOn(mq::Side::kOld)->noticed));
+    CHECK(alone.listener->Open(mq::Side::kOld, alone.listener->FenceOn(mq::Side::kOld).value()));
     CHECK_FALSE(alone.listener->FenceOn(mq::Side::kOld));
     CHECK(alone.collector.WaitForCount(2));
 }

@@ -31,9 +31,9 @@
  *
  * What is abstracted:
  *   - Time. `quiet` is a condition here, see Quiet. That a producer goes back all the same where what it has
- *     sent is not handled in time (Topic::GoesBackUnproved) is left out, and with it what only such a producer
+ *     sent is not handled in time (Walk::GoesBackUnproved) is left out, and with it what only such a producer
  *     makes necessary: fences on the old side, a choice between two fences, and patience with them.
- *   - A producer in order holds its sends whenever it likes and gives up again: Topic::MayGoBack, which asks
+ *   - A producer in order holds its sends whenever it likes and gives up again: Walk::MayGoBack, which asks
  *     before, only makes that rarer. Groups are named then, without which it would never pass.
  *   - Accepted is confirmed: a broker takes a message and confirms it at once; until then it is on the wire.
  *     A producer that is killed leaves its messages on the wire taken or lost. Repeats on the same side after
@@ -91,7 +91,7 @@ byte stage[SERVICES];  /* Topic::stage_ */
 bit attached[2 * MEMBERS]; /* SideState::attached of a member: [2 * c + side] */
 bit declared[2 * G];   /* the group's queue exists on the side: [2 * g + side] */
 bit route[P];          /* Router: where sends go */
-bit moving[P];         /* Topic::moving_to_: sends wait */
+bit moving[P];         /* Walk::moving_to_: sends wait */
 byte sent[MSGS];
 #ifdef STARTS
 bit fresh[P];          /* has sent nothing since it started, and something before */
@@ -109,7 +109,7 @@ bit fence[MEMBERS];    /* Listener::FenceOn(Side::kNew) */
 bit positioned[MEMBERS];
 bit again[MEMBERS];    /* another producer has come over since */
 byte before[MEMBERS];  /* what was on the old side then, and is not settled: a bit for each message */
-bit asked[P];          /* Topic::confirmed_at_ */
+bit asked[P];          /* Walk::confirmed_at_ */
 byte left[P];          /* what was then on the side that is to be left, and is not settled */
 #endif
 #endif
@@ -176,7 +176,7 @@ int EverybodyListens(int side) {
     return 1;
 }
 
-/* Topic::Quiet. The model has no clock. With QUIET, `quiet` is longer than a producer's messages keep away
+/* Walk::Quiet. The model has no clock. With QUIET, `quiet` is longer than a producer's messages keep away
  * from a side that it still publishes to, and than a message is on the wire: a side is left only when nobody
  * publishes there. Without QUIET it is no guard at all: producers that are silent for longer. */
 int Quiet(int side) {
@@ -254,7 +254,7 @@ void GoOn(int p) {
 #endif
 }
 
-/* Topic::GoesBack: who does leaves nothing unhandled behind, and so raises no fence: the old side has none, and
+/* Walk::GoesBack: who does leaves nothing unhandled behind, and so raises no fence: the old side has none, and
  * no two fences wait for each other. */
 int GoesBack(int p, int side) {
 #if defined(ORDER) && !defined(NO_TURN_BACK)
@@ -264,7 +264,7 @@ int GoesBack(int p, int side) {
 #endif
 }
 
-/* Topic::LeavesNothing: every group has settled all that was on the side when the last confirm had come. */
+/* Walk::LeavesNothing: every group has settled all that was on the side when the last confirm had come. */
 int LeavesNothing(int p, int side) {
 #if defined(ORDER) && defined(POSITIONS)
     return now.asked[p] && now.left[p] == 0;
@@ -299,7 +299,7 @@ void Ask(int p) {
 #endif
 }
 
-/* Topic::TryPublish, when sends are held */
+/* Walk::TryPublish, when sends are held */
 int MayMove(int p) {
 #if defined(ORDER) && !defined(NO_SENDER_FENCE)
     if (InFlight(p, now.route[p])) return 0;
@@ -310,7 +310,7 @@ int MayMove(int p) {
     return !GoesBack(p, Other(now.route[p])) || LeavesNothing(p, now.route[p]);
 }
 
-/* Topic::TryPublish, before sends are held */
+/* Walk::TryPublish, before sends are held */
 int MayHold(int p) {
 #ifdef NO_SECOND_LOOK /* instead of the one in MayMove */
     if (GoesBack(p, Other(now.route[p])) && !LeavesNothing(p, now.route[p])) return 0;
@@ -406,7 +406,7 @@ void NoteMove(int c, int m) {
 #endif
 }
 
-/* Topic::TendFence: the position is taken after the fence was raised. */
+/* Walk::TendFence: the position is taken after the fence was raised. */
 int MayTakePosition(int c) {
 #ifdef POSITIONS
     return now.fence[c] && !now.positioned[c];
@@ -426,7 +426,7 @@ void TakePosition(int c) {
 #endif
 }
 
-/* Topic::TendFence: what was on the old side is settled by the group. */
+/* Walk::TendFence: what was on the old side is settled by the group. */
 int MayOpen(int c) {
     if (!now.fence[c]) return 0;
 #ifdef POSITIONS
@@ -528,13 +528,13 @@ void Attach(int c, int side) {
     now.declared[2 * GroupOf(c) + side] = 1;
 }
 
-/* Topic::NextGoal: a side is to be left, as a step or because the rung does not need it. */
+/* Walk::NextGoal: a side is to be left, as a step or because the rung does not need it. */
 int WantsToLeave(int c, int side) {
     if (now.flag[c] != now.stage[c]) return StepLeaves(c, side);
     return At(c, side) && !Subscribes(now.stage[c], side);
 }
 
-/* Topic::TryLeave and Topic::Leave; the second look makes them one. */
+/* Walk::TryLeave and Walk::Leave; the second look makes them one. */
 int MayLeave(int c, int side) {
 #ifdef NO_DRAIN_GUARD
     return Quiet(side);
@@ -552,7 +552,7 @@ void Leave(int c, int side) {
     At(c, side) = 0;
 }
 
-/* Topic::LookBack: a member at rest looks once in a while at the side that it has left, and Topic::TendFence
+/* Walk::LookBack: a member at rest looks once in a while at the side that it has left, and Walk::TendFence
  * asks the broker of the side that a fence waits for; what is there brings the member back. */
 int SeesLateArrivals(int c, int side) {
     if (At(c, side) || Drained(c, side) || (side == OLD && now.off)) return 0;
@@ -725,14 +725,14 @@ end: do
         assert(ok) /* a confirmed message that a group never gets */ }
     EACH_SIDE(ACCEPT)
 
-    /* Topic::TrySubscribe and Topic::TryLeave without a subscription */
+    /* Walk::TrySubscribe and Walk::TryLeave without a subscription */
     :: d_step { c_expr { (now.flag[PProducer->x] != now.stage[PProducer->x] && !StepPublishes(PProducer->x) &&
                          !(StepLeaves(PProducer->x, OLD) && InFlight(PProducer->p, OLD)) &&
                          !(StepLeaves(PProducer->x, NEW) && InFlight(PProducer->p, NEW))) } ->
         c_code { now.stage[PProducer->x] = NextRung(PProducer->x); };
         printf("producer %d reaches rung %d\n", p, stage[x]) }
 
-    /* Topic::TryPublish: the guard, then the sender's fence, and Topic::LeavesNothing for those that return */
+    /* Walk::TryPublish: the guard, then the sender's fence, and Walk::LeavesNothing for those that return */
     :: d_step { c_expr { (!now.moving[PProducer->p] && now.flag[PProducer->x] != now.stage[PProducer->x] &&
                          StepPublishes(PProducer->x) && MayHold(PProducer->p)) } ->
         c_code { now.moving[PProducer->p] = 1; };
@@ -746,12 +746,12 @@ end: do
         c_code { Ask(PProducer->p); };
         printf("producer %d asks what is left on side %d\n", p, route[p]) }
 #ifndef NO_CALL_OFF
-    /* Topic::CallOffMove */
+    /* Walk::CallOffMove */
     :: d_step { c_expr { (now.moving[PProducer->p] && !StepPublishes(PProducer->x)) } ->
         c_code { GoOn(PProducer->p); };
         printf("producer %d calls its move off\n", p) }
 #endif
-    /* Topic::GoOnPublishing: sends are not held for long; when flags change no more, for as long as it takes */
+    /* Walk::GoOnPublishing: sends are not held for long; when flags change no more, for as long as it takes */
     :: d_step { c_expr { (!now.stopped && now.moving[PProducer->p] &&
                          GoesBack(PProducer->p, Other(now.route[PProducer->p])) && !MayMove(PProducer->p)) } ->
         c_code { GoOn(PProducer->p); };
@@ -799,7 +799,7 @@ end: do
     EACH_PRODUCER(HANDLE)
 
 #ifdef ORDER
-    /* Topic::TendFence */
+    /* Walk::TendFence */
     :: d_step { c_expr { (MayTakePosition(PMember->c)) } ->
         c_code { TakePosition(PMember->c); };
         printf("member %d asks what is left on side 0\n", c) }
@@ -808,7 +808,7 @@ end: do
         printf("member %d opens its fence, or moves it\n", c); assert(ok) }
 #endif
 
-    /* Topic::TrySubscribe */
+    /* Walk::TrySubscribe */
 #define SUBSCRIBE(side) \
     :: d_step { c_expr { (StepSubscribes(PMember->c, side) && !At(PMember->c, side)) } -> \
         c_code { Attach(PMember->c, side); }; \
@@ -818,12 +818,12 @@ end: do
         printf("member %d reaches rung %d\n", c, stage[c]) }
     EACH_SIDE(SUBSCRIBE)
 
-    /* Topic::TryPublish, in a service that does not publish */
+    /* Walk::TryPublish, in a service that does not publish */
     :: d_step { c_expr { (StepsPublish(PMember->c)) } ->
         c_code { now.stage[PMember->c] = NextRung(PMember->c); };
         printf("member %d reaches rung %d\n", c, stage[c]) }
 
-    /* Topic::TryLeave, Topic::Leave */
+    /* Walk::TryLeave, Walk::Leave */
 #define LEAVE(side) \
     :: d_step { c_expr { (WantsToLeave(PMember->c, side) && MayLeave(PMember->c, side)) } -> \
         c_code { Leave(PMember->c, side); \
@@ -831,7 +831,7 @@ end: do
         printf("member %d leaves side %d\n", c, side) }
     EACH_SIDE(LEAVE)
 
-    /* Topic::Rejoin */
+    /* Walk::Rejoin */
 #define RESUBSCRIBE(side) \
     :: d_step { c_expr { (SeesLateArrivals(PMember->c, side)) } -> \
         c_code { Attach(PMember->c, side); }; \

@@ -78,13 +78,13 @@ TEST_CASE("The number of a move is even where nothing is left behind", "[sender]
 
 TEST_CASE("A producer is noticed once for each move that leaves something behind", "[sender]") {
     mq::migration::KnownMoves moves;
-    CHECK(moves.Note("mq-1 dual-subscribe 0") == 0);
-    CHECK(moves.Note("mq-1 new-publish 1") == 1);
-    CHECK(moves.Note("mq-1 new-publish 1") == 0);
-    CHECK(moves.Note("mq-1 dual-subscribe 2") == 0);
-    CHECK(moves.Note("mq-2 new-publish 1") == 1);
-    CHECK(moves.Note("mq-1 new 3") == 3);
-    CHECK(moves.Note("nonsense") == 0);
+    CHECK_FALSE(moves.Note("mq-1 dual-subscribe 0"));
+    CHECK(moves.Note("mq-1 new-publish 1"));
+    CHECK_FALSE(moves.Note("mq-1 new-publish 1"));
+    CHECK_FALSE(moves.Note("mq-1 dual-subscribe 2"));
+    CHECK(moves.Note("mq-2 new-publish 1"));
+    CHECK(moves.Note("mq-1 new 3"));
+    CHECK_FALSE(moves.Note("nonsense"));
 }
 
 TEST_CASE("No more producers than the bound are remembered", "[sender]") {

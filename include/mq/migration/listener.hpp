@@ -47,27 +47,23 @@ public:
 
     [[nodiscard]] const std::string& group() const noexcept { return group_; }
 
-    /// What one side's messages wait behind: from the first message of a producer that has come over
-    /// from the other side, where what it sent before may not be handled yet.
-    struct Fence {
-        std::uint64_t noticed = 0;  ///< How many producers have been seen to come over, ever.
-    };
-
-    /// The fence on a side; nothing where none is up.
-    [[nodiscard]] std::optional<Fence> FenceOn(Side side) const {
+    /// The fence on a side, behind which its messages are held: from the first one of a producer that
+    /// has come over from the other side, where what it sent before may not be handled yet. How many
+    /// producers have been seen to come over, ever; nothing where no fence is up.
+    [[nodiscard]] std::optional<std::uint64_t> FenceOn(Side side) const {
         const std::lock_guard lock{fence_mutex_};
-        const FenceState& state = fences_[static_cast<std::size_t>(side)];
-        if (!state.up) return std::nullopt;
-        return state.fence;
+        const Fence& fence = fences_[static_cast<std::size_t>(side)];
+        if (!fence.up) return std::nullopt;
+        return fence.noticed;
     }
 
     /// Takes the fence on a side down, and lets go of what it holds. False, with nothing done, where
-    /// another producer has come over since.
+    /// another producer has come over since `noticed` were.
     bool Open(Side side, std::uint64_t noticed) {
         const std::lock_guard lock{fence_mutex_};
-        FenceState& state = fences_[static_cast<std::size_t>(side)];
-        if (state.fence.noticed != noticed) return false;
-        TakeDown(side, state);
+        Fence& fence = fences_[static_cast<std::size_t>(side)];
+        if (fence.noticed != noticed) return false;
+        TakeDown(side, fence);
         return true;
     }
 
@@ -171,10 +167,10 @@ private:
         const Side side_;
     };
 
-    struct FenceState {
+    struct Fence {
         bool up = false;
-        Fence fence = {};
-        KnownMoves known = {};  // of those whose messages came from this side
+        std::uint64_t noticed = 0;  // producers that have come over, ever
+        KnownMoves known = {};      // of those whose messages came from this side
     };
 
     // What comes here from a producer that has moved here must not overtake what it sent to the other
@@ -182,16 +178,16 @@ private:
     void NoteMove(Side side, std::string_view sender) {
         if (!fencing_) return;
         const std::lock_guard lock{fence_mutex_};
-        FenceState& state = fences_[static_cast<std::size_t>(side)];
-        if (state.known.Note(sender) == 0) return;
-        ++state.fence.noticed;
-        state.up = true;
+        Fence& fence = fences_[static_cast<std::size_t>(side)];
+        if (!fence.known.Note(sender)) return;
+        ++fence.noticed;
+        fence.up = true;
         dispatcher_->SetHold(side, true);
     }
 
     // Call with fence_mutex_ held.
-    void TakeDown(Side side, FenceState& state) {
-        if (!std::exchange(state.up, false)) return;
+    void TakeDown(Side side, Fence& fence) {
+        if (!std::exchange(fence.up, false)) return;
         dispatcher_->SetHold(side, false);
     }
 
@@ -246,7 +242,7 @@ private:
 
     // Taken while messages arrive, and never while a consumer is called.
     mutable std::mutex fence_mutex_;  // guards fences_
-    std::array<FenceState, 2> fences_;
+    std::array<Fence, 2> fences_;
     std::atomic<bool> fencing_{false};  // set under fence_mutex_
 
     // Serialises attaching and detaching. Receivers never take it, so that a consumer may be stopped

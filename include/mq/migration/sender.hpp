@@ -141,20 +141,21 @@ private:
 /// Holds kMost producers at most; one that is forgotten is noticed once more.
 class KnownMoves {
 public:
-    /// The number of its producer's move, where this message is the first to show that it has come
-    /// over, and that what it sent to the other side before may not have been handled; else 0. `text`
-    /// is its sender, as it came over the wire.
-    std::uint64_t Note(std::string_view text) {
+    /// Whether this message is the first to show that its producer has come over, and that what it sent
+    /// to the other side before may not have been handled. `text` is its sender, as it came over the
+    /// wire.
+    bool Note(std::string_view text) {
         const auto sender = ParseSender(text);
-        if (!sender || sender->moves % 2 == 0) return 0;
+        if (!sender || sender->moves % 2 == 0) return false;
         const auto known = moves_.find(sender->id);
         if (known == moves_.end()) {
             if (moves_.size() >= kMost) moves_.clear();
             moves_.emplace(sender->id, sender->moves);
-            return sender->moves;
+            return true;
         }
-        if (sender->moves <= known->second) return 0;
-        return known->second = sender->moves;
+        if (sender->moves <= known->second) return false;
+        known->second = sender->moves;
+        return true;
     }
 
 private:

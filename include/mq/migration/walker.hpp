@@ -5,6 +5,7 @@
 
 #include <mq/detail/signal.hpp>
 #include <mq/migration/topic.hpp>
+#include <mq/migration/walk.hpp>
 
 #include <algorithm>
 #include <chrono>
@@ -44,7 +45,7 @@ public:
 
 private:
     void Loop() {
-        std::map<Topic*, Clock::time_point> due;
+        std::map<Topic*, Walk> walks;
         while (true) {
             const auto seen = signal_.Generation();
             const auto topics = Topics();
@@ -52,10 +53,8 @@ private:
             Clock::time_point next = Clock::time_point::max();
             for (Topic* const topic : topics) {
                 if (Stopping()) return;
-                const auto entry = due.try_emplace(topic, Clock::time_point::min()).first;
-                const bool woken = topic->TakeWake();
-                if (woken || entry->second <= Clock::now()) entry->second = topic->Advance();
-                next = std::min(next, entry->second);
+                Walk& walk = walks.try_emplace(topic, *topic).first->second;
+                next = std::min(next, walk.Advance());
             }
             signal_.WaitChange(seen, next);
         }

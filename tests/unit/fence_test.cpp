@@ -1,0 +1,163 @@
+#include "../support/catch.hpp"
+#include <mq/migration/fence.hpp>
+
+using mq::Side;
+using mq::migration::Clock;
+using mq::migration::Drain;
+using mq::migration::FenceDecision;
+using mq::migration::FencePosition;
+using mq::migration::FenceView;
+using mq::migration::FenceWatch;
+using mq::migration::kGuardTimeout;
+using mq::migration::Verdict;
+using Kind = mq::migration::FenceDecision::Kind;
+using namespace std::chrono_literals;
+
+namespace {
+
+constexpr auto kQuiet = 1s;
+constexpr auto kPatience = 5s;
+constexpr Clock::time_point kStart{1h};
+
+FencePosition At(Clock::duration after, std::uint64_t mark) {
+    return {.noticed = 1, .mark = mark, .since = kStart + after};
+}
+
+const FencePosition kRaised = At(0s, 10);
+
+// What the walker sees `after` the fence was raised, by when 20 messages had arrived behind it.
+FenceView See(Clock::duration after, Drain drain) {
+    return {.here = At(after, 20),
+            .now = kStart + after,
+            .drain = std::move(drain),
+            .quiet = kQuiet,
+            .patience = kPatience};
+}
+
+FenceView SeeBehind(Clock::duration after, Drain drain) {
+    FenceView view = See(after, std::move(drain));
+    view.subscribed = false;
+    return view;
+}
+
+Drain Left(std::uint64_t count) { return {.verdict = Verdict::Wait("a drain"), .left = count}; }
+Drain Empty() { return {.verdict = Verdict::Pass(), .left = 0}; }
+Drain SettledBefore(Clock::duration after) {
+    Drain drain = Left(3);
+    drain.settled_before = kStart + after;
+    return drain;
+}
+Drain NoAnswer() { return {.verdict = Verdict::Wait("an answer")}; }
+
+}  // namespace
+
+TEST_CASE("A fence opens at once for what came before it was raised, where that is known to be settled",
+          "[fence]") {
+    FenceWatch fence{kRaised};
+    CHECK(fence.Decide(See(1ms, SettledBefore(-1ms))).kind == Kind::kWait);
+    const FenceDecision decision = fence.Decide(See(2ms, SettledBefore(0ms)));
+    CHECK(decision.kind == Kind::kOpen);
+    CHECK(decision.position == kRaised);  // what came behind it may follow something else
+}
+
+TEST_CASE("Behind a drained side that is not known to be settled a fence waits for the quiet period",
+          "[fence]") {
+    FenceWatch fence{kRaised};
+    const FenceDecision decision = fence.Decide(See(1ms, Empty()));
+    CHECK(decision.kind == Kind::kWait);
+    CHECK(decision.again == kStart + 1ms + kQuiet);
+
+    SECTION("and opens for what had arrived when the period began") {
+        const FenceDecision opened = fence.Decide(See(1ms + kQuiet, Empty()));
+        CHECK(opened.kind == Kind::kOpen);
+        CHECK(opened.position == At(1ms, 20));
+    }
+    SECTION("which begins again with each arrival") {
+        FenceView view = See(1ms + kQuiet, Empty());
+        view.there.last_arrival = kStart + 500ms;
+        CHECK(fence.Decide(view).again == kStart + 500ms + kQuiet);
+    }
+    SECTION("and when the side is seen not to be drained") {
+        CHECK(fence.Decide(See(500ms, Left(1))).kind == Kind::kWait);
+        CHECK(fence.Decide(See(1ms + kQuiet, Empty())).again == kStart + 1ms + 2 * kQuiet);
+    }
+}
+
+TEST_CASE("A fence waits for what is left, as long as it takes", "[fence]") {
+    FenceWatch fence{kRaised};
+    for (const auto after : {1ms, 5000ms, 3'600'000ms}) {
+        CHECK(fence.Decide(See(after, Left(1))).kind == Kind::kWait);
+        CHECK(fence.Decide(See(after, NoAnswer())).kind == Kind::kWait);
+    }
+}
+
+TEST_CASE("A fence opens where what is left is held here and came later", "[fence]") {
+    FenceWatch fence{kRaised};
+    FenceView view = See(1ms, Left(2));
+    view.waits_for_newer = true;
+    const FenceDecision decision = fence.Decide(view);
+    CHECK(decision.kind == Kind::kOpen);
+    CHECK(decision.position == view.here);
+}
+
+TEST_CASE("A fence on the old side opens unproved when nothing is settled for its patience",
+          "[fence]") {
+    FenceWatch fence{kRaised};
+    const auto decide = [&fence](Clock::duration after, Drain drain, mq::runtime::Intake there = {}) {
+        FenceView view = See(after, std::move(drain));
+        view.side = Side::kOld;
+        view.there = there;
+        return fence.Decide(view).kind;
+    };
+    CHECK(decide(1ms, Left(5)) == Kind::kWait);
+    const auto last = 4s;
+    SECTION("of a group that stands still") {
+        CHECK(decide(kPatience - 1ms, Left(5)) == Kind::kWait);
+        CHECK(decide(kPatience, Left(5)) == Kind::kOpenUnproved);
+    }
+    SECTION("after less was left") {
+        CHECK(decide(last, Left(4)) == Kind::kWait);
+        CHECK(decide(last + kPatience - 1ms, Left(7)) == Kind::kWait);  // arrivals are no progress
+        CHECK(decide(last + kPatience, Left(7)) == Kind::kOpenUnproved);
+    }
+    SECTION("after something was settled here") {
+        CHECK(decide(last, Left(5), {.processed = 1}) == Kind::kWait);
+        CHECK(decide(last + kPatience - 1ms, Left(5), {.processed = 1}) == Kind::kWait);
+        CHECK(decide(last + kPatience, Left(5), {.processed = 1}) == Kind::kOpenUnproved);
+    }
+    SECTION("after a handler here was at work") {
+        CHECK(decide(last, Left(5), {.outstanding = 2, .held = 1}) == Kind::kWait);
+        CHECK(decide(last + kPatience - 1ms, Left(5), {.outstanding = 1, .held = 1}) == Kind::kWait);
+        CHECK(decide(last + kPatience, Left(5), {.outstanding = 1, .held = 1}) == Kind::kOpenUnproved);
+    }
+    SECTION("and not while nobody knows") {
+        CHECK(decide(kPatience, NoAnswer()) == Kind::kWait);
+        CHECK(decide(2 * kPatience - 1ms, Left(5)) == Kind::kWait);
+    }
+}
+
+TEST_CASE("A fence before a side that the topic has left", "[fence]") {
+    FenceWatch fence{kRaised};
+    SECTION("opens where nothing is left") {
+        const FenceDecision decision = fence.Decide(SeeBehind(1ms, Empty()));
+        CHECK(decision.kind == Kind::kOpen);
+        CHECK(decision.position == kRaised);
+    }
+    SECTION("opens where the group has never been there") {
+        Drain drain = Left(7);
+        drain.known = false;
+        CHECK(fence.Decide(SeeBehind(1ms, drain)).kind == Kind::kOpen);
+    }
+    SECTION("brings the topic back where something is left") {
+        CHECK(fence.Decide(SeeBehind(1ms, Left(7))).kind == Kind::kRejoin);
+    }
+    SECTION("opens unasked where the broker does not answer") {
+        CHECK(fence.Decide(SeeBehind(kGuardTimeout - 1ms, NoAnswer())).kind == Kind::kWait);
+        CHECK(fence.Decide(SeeBehind(kGuardTimeout, NoAnswer())).kind == Kind::kOpenUnasked);
+    }
+    SECTION("opens unasked at once where the broker had its time before") {
+        FenceView view = SeeBehind(1ms, NoAnswer());
+        view.asked_long = true;
+        CHECK(fence.Decide(view).kind == Kind::kOpenUnasked);
+    }
+}
