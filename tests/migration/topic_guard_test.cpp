@@ -85,6 +85,8 @@ TEST_CASE("What arrives between the look at a side and the stop is handled befor
     CHECK(WaitsAt(service, Policy::kNewPublish,
                   "handlers of group billing to settle what came from legacy"));
     CHECK(service.Status().old_side.subscribed);
+    // It is not tried again before they have ended, though there is the time for it.
+    CHECK(Stays([&] { return service.Status().stage == Policy::kNewPublish; }, 500ms));
     handled.Open();
     REQUIRE(service.Reaches(Policy::kNew));
     // Its handler was at work all the time: the side that was not left has not given it back.

@@ -301,6 +301,9 @@ private:
             return Verdict::Wait(outlet.link().name() + " to confirm " + std::to_string(in_flight) +
                                  " messages");
         }
+        for (const auto& [listener, stopped] : stopped_) {
+            if (stopped == side) return WaitForHandlers(*listener, side);
+        }
         if (!view.config.guard) {
             topic_.Log(LogLevel::kWarning, "guard is off: leaving " + outlet.link().name() +
                                                " without asking what is left there");
@@ -355,10 +358,7 @@ private:
             // Whoever closes the client waits for this step.
             const auto patience = topic_.closed() ? std::chrono::seconds{0} : kGuardTimeout;
             const bool settled = listener->dispatcher().WaitSettled(side, Clock::now() + patience);
-            if (!settled && view.config.guard) {
-                left = Verdict::Wait("handlers of " + GroupInWords(listener->group()) +
-                                     " to settle what came from " + topic_.link(side).name());
-            }
+            if (!settled && view.config.guard) left = WaitForHandlers(*listener, side);
         }
         if (left.passed && view.config.guard) left = Drained(view.listeners, side);
         if (!left.passed) {
@@ -374,14 +374,23 @@ private:
     // Takes once more from a side that could not be left after all: each subscription as soon as it has
     // settled what it had, so that nothing is given back while its handler runs, and handled twice.
     void TakeAgain() {
-        std::erase_if(stopped_, [this](const auto& entry) {
-            const auto& [listener, side] = entry;
-            if (listener->closing()) return true;
-            if (listener->dispatcher().Counts(side).outstanding > 0) return false;
-            listener->Detach(side, Clock::now() + kLeave);
-            topic_.JoinAgain(*listener, side);
-            return true;
-        });
+        for (auto entry = stopped_.begin(); entry != stopped_.end();) {
+            const auto& [listener, side] = *entry;
+            if (!listener->closing()) {
+                if (listener->dispatcher().Counts(side).outstanding > 0) {
+                    ++entry;
+                    continue;
+                }
+                listener->Detach(side, Clock::now() + kLeave);
+                topic_.JoinAgain(*listener, side);
+            }
+            entry = stopped_.erase(entry);
+        }
+    }
+
+    Verdict WaitForHandlers(const Listener& listener, Side side) {
+        return Verdict::Wait("handlers of " + GroupInWords(listener.group()) +
+                             " to settle what came from " + topic_.link(side).name());
     }
 
     // What is left on a side that nobody subscribes to is stranded: the message of a producer that
