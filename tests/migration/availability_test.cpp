@@ -2,6 +2,7 @@
 /// A broker that a topic does not need at its rung may be down: the service starts, sends and receives.
 /// One that it is to join is joined when it is there.
 #include "../support/catch.hpp"
+#include "../support/refusing_port.hpp"
 #include "direction.hpp"
 #include "gate.hpp"
 
@@ -27,14 +28,14 @@ public:
         } else {
             const std::string scheme =
                 kind == BrokerKind::kRabbitmq ? "amqp" : std::string{ToString(kind)};
-            url_ = scheme + "://127.0.0.1:" + std::to_string(port_.port());
+            url_ = scheme + "://" + port_.Host();
         }
     }
 
     [[nodiscard]] const std::string& url() const { return url_; }
 
 private:
-    ClosedPort port_;
+    RefusingPort port_;
     std::string url_;
 };
 

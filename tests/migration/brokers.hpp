@@ -6,11 +6,6 @@
 #include "../support/broker_process.hpp"
 #include "../support/wait.hpp"
 
-#include <arpa/inet.h>
-#include <netinet/in.h>
-#include <sys/socket.h>
-#include <unistd.h>
-
 #include <fstream>
 #include <optional>
 #include <string>
@@ -69,30 +64,5 @@ inline std::optional<std::string> UrlOf(BrokerKind kind) {
     if (!std::getline(file, url)) return std::nullopt;
     return url;
 }
-
-/// A port of the loopback interface that nothing listens on, and nothing can as long as this lives.
-class ClosedPort {
-public:
-    ClosedPort() : socket_(::socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0)) {
-        sockaddr_in address{};
-        address.sin_family = AF_INET;
-        address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
-        socklen_t size = sizeof address;
-        auto* const generic = reinterpret_cast<sockaddr*>(&address);
-        // Bound and not listening: connections are refused.
-        if (::bind(socket_, generic, size) == 0 && ::getsockname(socket_, generic, &size) == 0) {
-            port_ = ntohs(address.sin_port);
-        }
-    }
-    ClosedPort(const ClosedPort&) = delete;
-    ClosedPort& operator=(const ClosedPort&) = delete;
-    ~ClosedPort() { ::close(socket_); }
-
-    [[nodiscard]] int port() const noexcept { return port_; }
-
-private:
-    int socket_;
-    int port_ = 0;
-};
 
 }  // namespace mq::test

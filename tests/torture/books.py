@@ -24,7 +24,6 @@ class Status:
     time: int = 0
     policy: str = ""
     stage: str = ""
-    in_flight: dict = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass
@@ -88,8 +87,7 @@ class Books:
         elif kind in "UN":
             self.failed[f"{service}:{words[2]}"] = (time, words[3], kind, words[4])
         elif kind == "S":
-            self.status[service] = Status(time, words[2], words[3],
-                                          {"old": int(words[4]), "new": int(words[5])})
+            self.status[service] = Status(time, words[2], words[3])
         elif kind == "P":
             self.phases[service].add(words[2])
         elif kind == "B":

@@ -9,7 +9,7 @@
 ///   N TIME SEQUENCE KEY CODE         a send ended, and the broker does not have the message
 ///   H TIME ID KEY SIDE REPEAT SENT   a message was handled; SENT is when it was given to SendMsg
 ///   B TIME ID                        a message did not arrive as it was sent
-///   S TIME POLICY STAGE OLD NEW      where the client is, and what is in flight on each side
+///   S TIME POLICY STAGE              where the client is
 ///   P TIME subscribed|producing|flushed|unflushed|ended
 /// SIGUSR1 ends the sending, SIGTERM the service.
 
@@ -233,9 +233,7 @@ private:
         const mq::TopicStatus status = client_.Status(kTopic);
         const std::string rungs =
             std::string{mq::ToString(status.policy)} + " " + std::string{mq::ToString(status.stage)};
-        books_.Write("S " + Number(Now()) + " " + rungs + " " +
-                     std::to_string(status.old_side.in_flight) + " " +
-                     std::to_string(status.new_side.in_flight));
+        books_.Write("S " + Number(Now()) + " " + rungs);
         std::string said =
             "status: policy " + rungs + Side("; old", status.old_side) + Side("; new", status.new_side);
         if (!status.waiting_for.empty()) said += "; waits for " + status.waiting_for;

@@ -61,7 +61,6 @@ class Run:
         self.faults = []  # (kind, place, begin, end), times in nanoseconds
         self._told = {}  # by service: a rung
         self._rung = 0
-        self._direction = 1
 
     # ---- what the parts need
 
@@ -162,8 +161,6 @@ class Run:
         self.note(f"step {number}: {plan.RUNGS[step.begin]} -> {plan.RUNGS[step.end]}"
                   f"{', turning round' if step.turns else ''}")
         target = plan.RUNGS[step.end]
-        if step.turns:
-            await self.settle()
         if step.jumps:
             self.tell(step.jumps, target)
             await self.until(f"{step.jumps} to leave {plan.RUNGS[2 * step.begin - step.end]}",
@@ -181,7 +178,7 @@ class Run:
         if faults:
             await asyncio.wait(faults)
         await self._reach(target, [name for name in self.processes if name != step.behind])
-        self._rung, self._direction = step.end, step.end - step.begin
+        self._rung = step.end
 
     async def _reach(self, target, names):
         await self.until(f"everybody to reach {target}",
@@ -192,15 +189,10 @@ class Run:
     async def _finish(self):
         self.note("the end: up to new, without faults")
         while self._rung < 3:
-            step = plan.Step(self._rung, self._rung + 1, self._direction < 0)
-            if step.turns:
-                await self.settle()
-            for names in plan.CLASSES:
-                for name in names:
-                    self.tell(name, plan.RUNGS[step.end])
-                await asyncio.sleep(2.5)
-            await self._reach(plan.RUNGS[step.end], list(self.processes))
-            self._rung, self._direction = step.end, 1
+            self._rung += 1
+            for name in self.processes:
+                self.tell(name, plan.RUNGS[self._rung])
+            await self._reach(plan.RUNGS[self._rung], list(self.processes))
         for process in self.processes.values():
             if process.service.produces:
                 process.signal(signal.SIGUSR1)
