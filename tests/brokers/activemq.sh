@@ -50,7 +50,8 @@ write_config() {
   <broker xmlns="http://activemq.apache.org/schema/core" brokerName="mq" dataDirectory="$dir/data"
           tmpDataDirectory="$dir/tmp" useJmx="false" schedulerSupport="false">
     <persistenceAdapter>
-      <kahaDB directory="$dir/data/kahadb" journalMaxFileLength="8mb" journalDiskSyncStrategy="always"/>
+      <kahaDB directory="$dir/data/kahadb" journalMaxFileLength="8mb" journalDiskSyncStrategy="always"
+              enableAckCompaction="false"/>
     </persistenceAdapter>
     <plugins>
       <simpleAuthenticationPlugin>

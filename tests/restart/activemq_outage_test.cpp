@@ -40,6 +40,17 @@ void OnEach(Body body) {
     }
 }
 
+/// Which of the messages numbered below `sent` have not come, for a test that fails.
+std::string Missing(const RecordingReceiver& receiver, std::size_t sent) {
+    std::vector<bool> came(sent);
+    for (const std::string& body : receiver.Bodies()) came.at(std::stoul(body)) = true;
+    std::string text = "of " + std::to_string(sent) + " are missing:";
+    for (std::size_t i = 0; i < sent; ++i) {
+        if (!came[i]) text += " " + std::to_string(i);
+    }
+    return text;
+}
+
 /// Publishes numbered messages until it is told to end.
 class SteadyPublisher {
 public:
@@ -97,7 +108,9 @@ TEST_CASE("ActiveMQ: killed and started twice in the middle of traffic, it loses
             INFO((error != nullptr ? error->what() : ""));
             REQUIRE(error == nullptr);
         }
-        REQUIRE(receiver->WaitForDistinct(sent, 120s));
+        const bool all_came = receiver->WaitForDistinct(sent, 120s);
+        INFO(Missing(*receiver, sent));
+        REQUIRE(all_came);
 
         // In order but for what came again. Neither broker knows after a restart what it had delivered
         // before, so that only the producer's repeats are marked.
