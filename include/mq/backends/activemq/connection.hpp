@@ -136,16 +136,18 @@ public:
     /// has taken the acknowledgement along. Returns when it must be called again.
     ///
     /// ActiveMQ Classic leaves Nagle's algorithm on: the end of what it has to say waits for an
-    /// acknowledgement of what came before it, and Linux keeps that back for 40 ms. A socket falls back
-    /// to that by itself, so that it is asked each time (tcp(7), TCP_QUICKACK).
+    /// acknowledgement of what came before it, and Linux keeps that back for 40 ms. The socket is asked
+    /// for one each time (tcp(7), TCP_QUICKACK), and not for more: were the next messages acknowledged
+    /// at once, each disposition of a busy broker would be a segment of its own, and wake this thread.
     Clock::time_point Acknowledge(Clock::time_point now) noexcept {
         if (owes_acknowledgement_since_ == Clock::time_point::max()) return Clock::time_point::max();
         const auto due = owes_acknowledgement_since_ + kAcknowledgeWithin;
         if (now < due) return due;
         owes_acknowledgement_since_ = Clock::time_point::max();
 #ifdef TCP_QUICKACK
-        const int on = 1;
-        ::setsockopt(socket_.Get(), IPPROTO_TCP, TCP_QUICKACK, &on, sizeof(on));
+        for (const int on : {1, 0}) {
+            ::setsockopt(socket_.Get(), IPPROTO_TCP, TCP_QUICKACK, &on, sizeof(on));
+        }
 #endif
         return Clock::time_point::max();
     }
