@@ -549,7 +549,7 @@ TEST_CASE("Kafka: one topic is left while the group's other topics go on", "[kaf
     CHECK(kept_receiver->WaitForMessages(10));
     CHECK(left_receiver->Count() == 5);
     CHECK(b->State().phase == Phase::kActive);
-    const Backlog backlog = client.backend->CheckBacklog(*left, group, After(5s));
+    const Backlog backlog = client.backend->CheckBacklog(*left, group, After());
     CHECK(backlog.answer == Backlog::Answer::kNotDrained);
     CHECK(backlog.messages == 3);
 
@@ -569,10 +569,10 @@ TEST_CASE("Kafka: the backlog counts what is ready and what is out, for this cli
     CHECK(Drained(client, *destination, group) == Backlog::Answer::kDrained);
     client.Send(destination, 8, "k");
     // A new topic has no leader for a moment, and nobody to say what is left.
-    const auto known_by = After(10s);
+    const auto known_by = After();
     Backlog backlog;
     do {
-        backlog = client.backend->CheckBacklog(*destination, group, After(5s));
+        backlog = client.backend->CheckBacklog(*destination, group, After());
     } while (backlog.answer == Backlog::Answer::kUnknown && mq::backend::Clock::now() < known_by);
     INFO(backlog.reason);
     CHECK(backlog.answer == Backlog::Answer::kNotDrained);
@@ -584,10 +584,10 @@ TEST_CASE("Kafka: the backlog counts what is ready and what is out, for this cli
     held[1]->Settle();
     held[2]->Settle();
     REQUIRE(receiver->WaitForHeld(2));
-    backlog = client.backend->CheckBacklog(*destination, group, After(5s));
+    backlog = client.backend->CheckBacklog(*destination, group, After());
     CHECK(backlog.answer == Backlog::Answer::kNotDrained);
     CHECK(backlog.messages == 6);
-    CHECK(other.backend->CheckBacklog(*destination, group, After(5s)).answer ==
+    CHECK(other.backend->CheckBacklog(*destination, group, After()).answer ==
           Backlog::Answer::kNotDrained);
     receiver->Set(Receive::kSettle);
     for (const std::size_t index : {0u, 3u, 4u}) held[index]->Settle();
@@ -595,7 +595,7 @@ TEST_CASE("Kafka: the backlog counts what is ready and what is out, for this cli
     REQUIRE(receiver->WaitForMessages(8));
     CHECK(Drained(client, *destination, group) == Backlog::Answer::kDrained);
     CHECK(Eventually([&] {
-        const Backlog seen = other.backend->CheckBacklog(*destination, group, After(5s));
+        const Backlog seen = other.backend->CheckBacklog(*destination, group, After());
         return seen.answer == Backlog::Answer::kDrained && seen.exact;
     }));
 }
@@ -609,7 +609,7 @@ TEST_CASE("Kafka: what was there before is known to be settled while more comes"
     const auto receiver = std::make_shared<RecordingReceiver>(Receive::kHold);
     const auto consumer = client.Subscribe(destination, group, receiver);
     const auto ask_about = [&](Client& who, const std::string& about) {
-        const Backlog backlog = who.backend->CheckBacklog(*destination, about, After(5s));
+        const Backlog backlog = who.backend->CheckBacklog(*destination, about, After());
         INFO(backlog.reason);
         CHECK(backlog.answer == Backlog::Answer::kNotDrained);
         return backlog.settled_before;
@@ -665,7 +665,7 @@ TEST_CASE("Kafka: whether a group listens is known for this client and for other
     Client other{url};
     client.Send(destination, 1);
     const auto ask = [&](Client& who, const std::string& about) {
-        return who.backend->CheckListening(*destination, about, After(10s));
+        return who.backend->CheckListening(*destination, about, After());
     };
     CHECK(ask(other, group).answer == Listening::Answer::kNo);
     CHECK(Has(ask(other, group).reason, "no member for 4 of the 4 partitions"));
@@ -678,7 +678,7 @@ TEST_CASE("Kafka: whether a group listens is known for this client and for other
     CHECK(ask(client, group + "-not").answer == Listening::Answer::kNo);
     CHECK(Eventually([&] { return ask(other, group).answer == Listening::Answer::kYes; }));
     CHECK(Eventually([&] { return ask(other, "").answer == Listening::Answer::kYes; }));
-    CHECK(other.backend->CheckListening(*Fresh(), group, After(10s)).answer == Listening::Answer::kNo);
+    CHECK(other.backend->CheckListening(*Fresh(), group, After()).answer == Listening::Answer::kNo);
     REQUIRE(
         Eventually([&] { return Drained(other, *destination, group) == Backlog::Answer::kDrained; }));
     CloseNow(*consumer);
@@ -698,7 +698,7 @@ TEST_CASE("Kafka: a group with members for some of the partitions does not liste
     Client other{url};
     const auto consumer = client.Subscribe(destination, group, std::make_shared<RecordingReceiver>());
     const auto ask = [&](Client& who, const std::string& about) {
-        return who.backend->CheckListening(*destination, about, After(10s)).answer;
+        return who.backend->CheckListening(*destination, about, After()).answer;
     };
     for (Client* const who : {&client, &other}) {
         CHECK(Eventually([&] { return ask(*who, group) == Listening::Answer::kYes; }));
@@ -730,7 +730,7 @@ TEST_CASE("Kafka: a subscription listens once it knows where each partition begi
                    {"consumer.socket.timeout.ms", "90000"}}};
     client.Send(destination, 1);
     const auto answer = [&] {
-        return client.backend->CheckListening(*destination, group, After(10s)).answer;
+        return client.backend->CheckListening(*destination, group, After()).answer;
     };
     const auto consumer = client.Subscribe(destination, group, std::make_shared<RecordingReceiver>());
     CHECK(answer() == Listening::Answer::kNo);
