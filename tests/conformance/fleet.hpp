@@ -66,6 +66,7 @@ inline Scene SceneBetween(BrokerConfig old_broker, BrokerConfig new_broker) {
 inline Config ConfigOf(const Scene& scene, Policy policy) {
     Config config;
     config.client.send_timeout = scene.send_timeout;
+    config.client.subscribe_timeout = kSubscribeTimeout;
     config.brokers["legacy"] = {.url = scene.old_url, .options = scene.old_options};
     config.brokers["next"] = {.url = scene.new_url, .options = scene.new_options};
     TopicConfig& topic = config.topics[kTopic];

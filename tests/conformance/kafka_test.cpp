@@ -434,6 +434,7 @@ TEST_CASE("Kafka: a partition goes to another member when the handlers of its me
         joining.join();
         CHECK(Eventually(
             [&] { return Drained(second, *destination, group) == Backlog::Answer::kDrained; }));
+        for (const auto& [level, line] : first.log.Lines()) UNSCOPED_INFO(line);
         CHECK(taking->Count() == 0);
     }
     SECTION("after which they come again") {

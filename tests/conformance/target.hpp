@@ -84,6 +84,7 @@ public:
 
     World(Target& target, BrokerConfig broker) : target_(target) {
         config.client.group = group;
+        config.client.subscribe_timeout = test::kSubscribeTimeout;
         config.client.handler_threads = 8;
         config.brokers["main"] = std::move(broker);
         AddTopic(topic);

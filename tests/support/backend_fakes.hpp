@@ -30,6 +30,10 @@ namespace mq::test {
 /// sanitizer and a real broker. A wait returns as soon as what it waits for has come.
 inline constexpr std::chrono::seconds kPatience{30};
 
+/// How long a subscription gets that should come to stand: groups that share out their partitions take
+/// their time where twenty programs want two processors.
+inline constexpr std::chrono::seconds kSubscribeTimeout{120};
+
 /// What counts as prompt where something worse would last as long as kPatience or longer: a bound that
 /// a loaded machine keeps. Where the order of events can show that nothing was waited for, it does.
 inline constexpr std::chrono::seconds kPrompt{10};

@@ -125,8 +125,6 @@ private:
     /// How often a long wait looks around: whether somebody closes, say.
     static constexpr milliseconds kSlice{100};
     static constexpr milliseconds kStoreInterval{100};
-    /// How long a commit may take at the end of an assignment.
-    static constexpr milliseconds kCommitPatience{3000};
     /// How long leaving may go on beside the caller's deadline.
     static constexpr milliseconds kGrace{1000};
     /// How long the first subscription waits for others that are about to come.
@@ -745,8 +743,8 @@ private:
         if (!CanCommit()) return;
         const Owned<rd_kafka_queue_t> queue{rd_kafka_queue_new(handle_->get())};
         rd_kafka_commit_queue(handle_->get(), list.get(), queue.get(), nullptr, nullptr);
-        const Owned<rd_kafka_event_t> event{rd_kafka_queue_poll(
-            queue.get(), RemainingMs(std::min(closing_by_, Clock::now() + kCommitPatience)))};
+        const auto deadline = std::min(closing_by_, Clock::now() + broker_->options.CommitWait());
+        const Owned<rd_kafka_event_t> event{rd_kafka_queue_poll(queue.get(), RemainingMs(deadline))};
         if (event == nullptr) {
             NoteCommitted(RD_KAFKA_RESP_ERR__TIMED_OUT, nullptr);
         } else {
