@@ -544,6 +544,10 @@ private:
     // partitions are with somebody else already.
     void GiveUp(const Partitions& going) {
         const bool lost = rd_kafka_assignment_lost(handle_->get()) != 0;
+        if (lost) {
+            broker_->Log(LogLevel::kWarning,
+                         "group '" + group_ + "': its partitions are lost to others");
+        }
         for (const auto& [lane, numbers] : going) Fence(*lane, numbers);
         if (!lost) AwaitHandlers(going);
         for (const auto& [lane, numbers] : going) {
