@@ -93,6 +93,7 @@ inline std::string TomlOf(const Scene& scene, std::string_view policy) {
     std::string groups;
     for (const std::string& group : scene.groups) groups += "\"" + group + "\", ";
     return "[client]\nsend_timeout = \"" + std::to_string(scene.send_timeout.count()) + "ms\"\n" +
+           "subscribe_timeout = \"" + std::to_string(kSubscribeTimeout.count()) + "s\"\n" +
            "[brokers.legacy]\nurl = \"" + scene.old_url + "\"\n[brokers.next]\nurl = \"" +
            scene.new_url + "\"\n[topics.orders]\nold = \"legacy\"\nnew = \"next\"\npolicy = \"" +
            std::string{policy} + "\"\ngroups = [" + groups + "]\naddress = { old = \"" + scene.address +

@@ -744,7 +744,7 @@ private:
         }
         if (list->cnt == 0) return;
         Store(*list);
-        if (!CanCommit()) return;
+        if (!CanCommit()) return NoteNotCommitted("its coordinator is not connected");
         const Owned<rd_kafka_queue_t> queue{rd_kafka_queue_new(handle_->get())};
         rd_kafka_commit_queue(handle_->get(), list.get(), queue.get(), nullptr, nullptr);
         const auto deadline = std::min(closing_by_, Clock::now() + broker_->options.CommitWait());
@@ -758,17 +758,23 @@ private:
     }
 
     void NoteCommitted(rd_kafka_resp_err_t error, const rd_kafka_topic_partition_list_t* offsets) {
+        rd_kafka_resp_err_t trouble = error;
         for (int i = 0; offsets != nullptr && i < offsets->cnt; ++i) {
             const rd_kafka_topic_partition_t& entry = offsets->elems[i];
             Assigned* const assigned = FindAssigned(entry);
             if (assigned == nullptr || entry.offset < 0) continue;
+            if (entry.err != RD_KAFKA_RESP_ERR_NO_ERROR) trouble = entry.err;
             if (error != RD_KAFKA_RESP_ERR_NO_ERROR || entry.err != RD_KAFKA_RESP_ERR_NO_ERROR)
                 continue;
             assigned->committed = entry.offset;
         }
-        if (error == RD_KAFKA_RESP_ERR_NO_ERROR || error == RD_KAFKA_RESP_ERR__NO_OFFSET) return;
-        broker_->Log(LogLevel::kInfo, "group '" + group_ + "': positions were not committed: " +
-                                          rd_kafka_err2str(error));
+        if (trouble == RD_KAFKA_RESP_ERR_NO_ERROR || trouble == RD_KAFKA_RESP_ERR__NO_OFFSET) return;
+        NoteNotCommitted(rd_kafka_err2str(trouble));
+    }
+
+    void NoteNotCommitted(std::string_view reason) const {
+        broker_->Log(LogLevel::kInfo,
+                     "group '" + group_ + "': positions were not committed: " + std::string{reason});
     }
 
     Assigned* FindAssigned(const rd_kafka_topic_partition_t& entry) {
