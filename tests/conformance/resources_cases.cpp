@@ -66,7 +66,6 @@ void ThreadsAndSocketsDoNotGrowWithTopics(Target& target) {
     World world{target};
     // All of them run before the first look, as busy handlers would start them at any time.
     world.config.client.handler_threads = 2;
-    world.config.client.subscribe_timeout = 3 * test::kPatience;
     const auto name = [](std::size_t i) { return "topic " + std::to_string(i); };
     for (std::size_t i = 0; i < kMany; ++i) world.AddTopic(name(i));
     Client& client = world.NewClient();

@@ -370,11 +370,6 @@ TEST_CASE("a partition that is taken away waits for its handlers as long as the 
     CHECK(wait({{"revoke_wait", "2m"}}) == 2min);
     CHECK(wait({{"revoke_wait", "9m"}, {"consumer.max.poll.interval.ms", "600000"}}) == 9min);
     CHECK(wait({{"max.poll.interval.ms", "12000"}}) == 7s);
-    const auto commit = [&](const std::map<std::string, std::string>& texts) {
-        return mq::kafka::ParseOptions(texts, problems).CommitWait();
-    };
-    CHECK(commit({}) == 10s);
-    CHECK(commit({{"max.poll.interval.ms", "12000"}}) == 2500ms);
     CHECK(problems.empty());
     wait({{"revoke_wait", "295001ms"}});
     REQUIRE(problems.size() == 1);

@@ -125,6 +125,8 @@ private:
     /// How often a long wait looks around: whether somebody closes, say.
     static constexpr milliseconds kSlice{100};
     static constexpr milliseconds kStoreInterval{100};
+    /// How long a commit may take at the end of an assignment.
+    static constexpr milliseconds kCommitPatience{3000};
     /// How long leaving may go on beside the caller's deadline.
     static constexpr milliseconds kGrace{1000};
     /// How long the first subscription waits for others that are about to come.
@@ -747,7 +749,7 @@ private:
         if (!CanCommit()) return NoteNotCommitted("its coordinator is not connected");
         const Owned<rd_kafka_queue_t> queue{rd_kafka_queue_new(handle_->get())};
         rd_kafka_commit_queue(handle_->get(), list.get(), queue.get(), nullptr, nullptr);
-        const auto deadline = std::min(closing_by_, Clock::now() + broker_->options.CommitWait());
+        const auto deadline = std::min(closing_by_, Clock::now() + kCommitPatience);
         const Owned<rd_kafka_event_t> event{rd_kafka_queue_poll(queue.get(), RemainingMs(deadline))};
         if (event == nullptr) {
             NoteCommitted(RD_KAFKA_RESP_ERR__TIMED_OUT, nullptr);
@@ -763,10 +765,11 @@ private:
             const rd_kafka_topic_partition_t& entry = offsets->elems[i];
             Assigned* const assigned = FindAssigned(entry);
             if (assigned == nullptr || entry.offset < 0) continue;
-            if (entry.err != RD_KAFKA_RESP_ERR_NO_ERROR) trouble = entry.err;
-            if (error != RD_KAFKA_RESP_ERR_NO_ERROR || entry.err != RD_KAFKA_RESP_ERR_NO_ERROR)
-                continue;
-            assigned->committed = entry.offset;
+            if (entry.err != RD_KAFKA_RESP_ERR_NO_ERROR) {
+                trouble = entry.err;
+            } else if (error == RD_KAFKA_RESP_ERR_NO_ERROR) {
+                assigned->committed = entry.offset;
+            }
         }
         if (trouble == RD_KAFKA_RESP_ERR_NO_ERROR || trouble == RD_KAFKA_RESP_ERR__NO_OFFSET) return;
         NoteNotCommitted(rd_kafka_err2str(trouble));

@@ -83,13 +83,6 @@ struct Options {
         constexpr std::chrono::milliseconds kDefault{30'000};
         return revoke_wait.value_or(std::min(kDefault, LongestRevokeWait()));
     }
-
-    /// How long the commit behind that wait may take: a partition whose positions are not committed is
-    /// handled twice, and a member that is not back in time loses all that it has.
-    [[nodiscard]] std::chrono::milliseconds CommitWait() const {
-        constexpr std::chrono::milliseconds kLongest{10'000};
-        return std::min(kLongest, (MaxPollInterval() - RevokeWait()) / 2);
-    }
 };
 
 inline constexpr std::uint16_t kDefaultPort = 9092;
