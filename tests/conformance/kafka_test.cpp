@@ -135,7 +135,7 @@ TEST_CASE("Kafka: a message arrives with everything that it was sent with", "[ka
     REQUIRE(client.sink.WaitForConfirmed(1));
 
     const auto receiver = std::make_shared<RecordingReceiver>();
-    const auto consumer = client.Subscribe(destination, Group(), receiver);
+    const auto consumer = client.SubscribeActive(destination, Group(), receiver);
     REQUIRE(receiver->WaitForMessages(1));
     mq::Message expected = sent;
     expected.topic = "orders";
@@ -156,7 +156,7 @@ TEST_CASE("Kafka: bodies of every size arrive byte for byte", "[kafka]") {
     }
     REQUIRE(client.sink.WaitForConfirmed(sizes.size()));
     const auto receiver = std::make_shared<RecordingReceiver>();
-    const auto consumer = client.Subscribe(destination, Group(), receiver);
+    const auto consumer = client.SubscribeActive(destination, Group(), receiver);
     REQUIRE(receiver->WaitForMessages(sizes.size()));
     CHECK(receiver->Bodies() == bodies);
 }
@@ -180,7 +180,7 @@ TEST_CASE("Kafka: what another program wrote is read as it is", "[kafka]") {
 
     const auto receiver = std::make_shared<RecordingReceiver>();
     const std::string group = Group();
-    const auto consumer = client.Subscribe(destination, group, receiver);
+    const auto consumer = client.SubscribeActive(destination, group, receiver);
     REQUIRE(receiver->WaitForMessages(3));
     for (const mq::Message& message : receiver->Messages()) {
         if (message.body == "0") continue;
@@ -258,14 +258,14 @@ TEST_CASE("Kafka: what is settled out of order is committed only up to the first
     client.Send(destination, 10, "one partition");
     {
         const auto receiver = std::make_shared<RecordingReceiver>(Receive::kHold);
-        const auto consumer = client.Subscribe(destination, group, receiver);
+        const auto consumer = client.SubscribeActive(destination, group, receiver);
         REQUIRE(receiver->WaitForHeld(10));
         auto held = receiver->TakeHeld();
         for (const std::size_t index : {9u, 0u, 1u, 5u, 2u}) held[index]->Settle();
         CloseNow(*consumer);
     }
     const auto receiver = std::make_shared<RecordingReceiver>();
-    const auto consumer = client.Subscribe(destination, group, receiver);
+    const auto consumer = client.SubscribeActive(destination, group, receiver);
     REQUIRE(receiver->WaitForMessages(7));
     CHECK(receiver->Bodies() == std::vector<std::string>{"3", "4", "5", "6", "7", "8", "9"});
     for (const mq::Message& message : receiver->Messages()) CHECK(message.redelivered);
@@ -277,7 +277,7 @@ TEST_CASE("Kafka: not more than the prefetch is out, and what is dropped counts 
     Client client{kafka.url(), kafka.options()};
     client.Send(destination, 50);
     const auto receiver = std::make_shared<RecordingReceiver>(Receive::kHold);
-    const auto consumer = client.Subscribe(destination, Group(), receiver, 7);
+    const auto consumer = client.SubscribeActive(destination, Group(), receiver, 7);
     REQUIRE(receiver->WaitForHeld(7));
     receiver->SettleHeld(1);
     REQUIRE(receiver->WaitForHeld(7));
@@ -300,8 +300,8 @@ TEST_CASE("Kafka: a topic whose messages are not settled holds up no other", "[k
     client.Send(slow, 20);
     const auto slow_receiver = std::make_shared<RecordingReceiver>(Receive::kHold);
     const auto fast_receiver = std::make_shared<RecordingReceiver>();
-    const auto slow_consumer = client.Subscribe(slow, group, slow_receiver, 1);
-    const auto fast_consumer = client.Subscribe(fast, group, fast_receiver, 1);
+    const auto slow_consumer = client.SubscribeActive(slow, group, slow_receiver, 1);
+    const auto fast_consumer = client.SubscribeActive(fast, group, fast_receiver, 1);
     REQUIRE(slow_receiver->WaitForHeld(1));
     client.Send(fast, 500);
     CHECK(fast_receiver->WaitForMessages(500));
@@ -315,8 +315,8 @@ TEST_CASE("Kafka: two groups each get everything, and a new group begins at the 
     client.Send(destination, 20);
     const auto first = std::make_shared<RecordingReceiver>();
     const auto second = std::make_shared<RecordingReceiver>();
-    const auto a = client.Subscribe(destination, Group(), first);
-    const auto b = client.Subscribe(destination, Group(), second);
+    const auto a = client.SubscribeActive(destination, Group(), first);
+    const auto b = client.SubscribeActive(destination, Group(), second);
     client.Send(destination, 20);
     CHECK(first->WaitForMessages(40));
     CHECK(second->WaitForMessages(40));
@@ -331,8 +331,8 @@ TEST_CASE("Kafka: a second subscription of a group to a topic in one client shar
     client.Send(destination, 1);
     const auto first = std::make_shared<RecordingReceiver>();
     const auto second = std::make_shared<RecordingReceiver>();
-    const auto a = client.Subscribe(destination, group, first);
-    const auto b = client.Subscribe(destination, group, second);
+    const auto a = client.SubscribeActive(destination, group, first);
+    const auto b = client.SubscribeActive(destination, group, second);
     REQUIRE(Eventually([&] {
         client.Send(destination, 20);
         return first->Count() > 0 && second->Count() > 0;
@@ -355,7 +355,7 @@ TEST_CASE("Kafka: members come and go in the middle of the stream and nothing is
     Client stays{url};
     sender.Send(destination, 1);
     const auto receiver = std::make_shared<RecordingReceiver>();
-    const auto consumer = stays.Subscribe(destination, group, receiver, 10);
+    const auto consumer = stays.SubscribeActive(destination, group, receiver, 10);
     const auto publisher = sender.backend->MakePublisher(destination);
     std::vector<std::shared_ptr<RecordingReceiver>> receivers{receiver};
     std::size_t sent = 1;
@@ -364,7 +364,7 @@ TEST_CASE("Kafka: members come and go in the middle of the stream and nothing is
         const auto other =
             std::make_shared<RecordingReceiver>(round == 1 ? Receive::kHold : Receive::kSettle);
         receivers.push_back(other);
-        const auto passing = passes.Subscribe(destination, group, other, 10);
+        const auto passing = passes.SubscribeActive(destination, group, other, 10);
         for (int i = 0; i < 300; ++i, ++sent) {
             publisher->Publish(MakePublication(std::to_string(i), std::to_string(i % 17)));
         }
@@ -394,10 +394,10 @@ TEST_CASE("Kafka: what has not begun becomes stale when its partition goes to an
     for (int i = 0; i < 40; ++i) publisher->Publish(MakePublication("x", std::to_string(i)));
     REQUIRE(first.sink.WaitForConfirmed(40));
     const auto holding = std::make_shared<RecordingReceiver>(Receive::kHold);
-    const auto a = first.Subscribe(destination, group, holding);
+    const auto a = first.SubscribeActive(destination, group, holding);
     REQUIRE(holding->WaitForHeld(40));
     const auto taking = std::make_shared<RecordingReceiver>();
-    const auto b = second.Subscribe(destination, group, taking);
+    const auto b = second.SubscribeActive(destination, group, taking);
     REQUIRE(holding->WaitForStale(1));
     REQUIRE(Eventually([&] { return taking->Count() > 0 && holding->Held() < 40; }));
     CHECK(Eventually([&] { return taking->Count() + holding->Held() == 40; }));
@@ -422,11 +422,10 @@ TEST_CASE("Kafka: a partition goes to another member when the handlers of its me
         Client first{url};
         Client second{url};
         publish(first);
-        const auto a = first.Subscribe(destination, group, holding);
+        const auto a = first.SubscribeActive(destination, group, holding);
         REQUIRE(holding->WaitForHeld(40));
         auto running = holding->TakeHeld();
-        std::unique_ptr<mq::backend::Consumer> b;
-        std::thread joining{[&] { b = second.Subscribe(destination, group, taking); }};
+        const auto b = second.Subscribe(destination, group, taking);
         REQUIRE(holding->WaitForStale(1));
         // A member that the broker has taken for dead, or whose commit has failed, says so: then, and
         // only then, messages come again.
@@ -437,7 +436,7 @@ TEST_CASE("Kafka: a partition goes to another member when the handlers of its me
         CHECK((mq::test::Stays([&] { return taking->Count() == 0; }, 7s) || explained()));
         for (const auto& each : running) each->Settle();
         running.clear();
-        joining.join();
+        REQUIRE(taking->WaitForPhase(*b, Phase::kActive));
         CHECK(Eventually(
             [&] { return Drained(second, *destination, group) == Backlog::Answer::kDrained; }));
         for (const auto& [level, line] : first.log.Lines()) UNSCOPED_INFO(line);
@@ -447,27 +446,26 @@ TEST_CASE("Kafka: a partition goes to another member when the handlers of its me
         Client first{url, {{"revoke_wait", "200ms"}}};
         Client second{url};
         publish(first);
-        const auto a = first.Subscribe(destination, group, holding);
+        const auto a = first.SubscribeActive(destination, group, holding);
         REQUIRE(holding->WaitForHeld(40));
         const auto running = holding->TakeHeld();
-        const auto b = second.Subscribe(destination, group, taking);
+        const auto b = second.SubscribeActive(destination, group, taking);
         CHECK(Eventually([&] { return taking->Count() > 0; }));
     }
     SECTION("or its member closes, which does not wait for long") {
         Client first{url};
         Client second{url};
         publish(first);
-        const auto a = first.Subscribe(destination, group, holding);
+        const auto a = first.SubscribeActive(destination, group, holding);
         REQUIRE(holding->WaitForHeld(40));
         const auto running = holding->TakeHeld();
-        std::unique_ptr<mq::backend::Consumer> b;
-        std::thread joining{[&] { b = second.Subscribe(destination, group, taking); }};
+        const auto b = second.Subscribe(destination, group, taking);
         REQUIRE(holding->WaitForStale(1));
         const auto begun = mq::backend::Clock::now();
         a->Stop();
         a->Close(After(20s));
         CHECK(mq::backend::Clock::now() - begun < 15s);
-        joining.join();
+        REQUIRE(taking->WaitForPhase(*b, Phase::kActive));
         CHECK(taking->WaitForMessages(40));
     }
 }
@@ -547,8 +545,8 @@ TEST_CASE("Kafka: one topic is left while the group's other topics go on", "[kaf
     client.Send(left, 5, "k");
     const auto left_receiver = std::make_shared<RecordingReceiver>();
     const auto kept_receiver = std::make_shared<RecordingReceiver>();
-    const auto a = client.Subscribe(left, group, left_receiver);
-    const auto b = client.Subscribe(kept, group, kept_receiver);
+    const auto a = client.SubscribeActive(left, group, left_receiver);
+    const auto b = client.SubscribeActive(kept, group, kept_receiver);
     REQUIRE(left_receiver->WaitForMessages(5));
     CloseNow(*a);
     client.Send(left, 3, "k");
@@ -561,7 +559,7 @@ TEST_CASE("Kafka: one topic is left while the group's other topics go on", "[kaf
     CHECK(backlog.messages == 3);
 
     const auto again = std::make_shared<RecordingReceiver>();
-    const auto c = client.Subscribe(left, group, again);
+    const auto c = client.SubscribeActive(left, group, again);
     REQUIRE(again->WaitForMessages(3));
     CHECK(again->Count() == 3);
 }
@@ -585,7 +583,7 @@ TEST_CASE("Kafka: the backlog counts what is ready and what is out, for this cli
     CHECK(backlog.answer == Backlog::Answer::kNotDrained);
     CHECK(backlog.messages == 8);
     const auto receiver = std::make_shared<RecordingReceiver>(Receive::kHold);
-    const auto consumer = client.Subscribe(destination, group, receiver, 5);
+    const auto consumer = client.SubscribeActive(destination, group, receiver, 5);
     REQUIRE(receiver->WaitForHeld(5));
     auto held = receiver->TakeHeld();
     held[1]->Settle();
@@ -614,7 +612,7 @@ TEST_CASE("Kafka: what was there before is known to be settled while more comes"
     Client client{kafka.url(), kafka.options()};
     Client other{kafka.url(), kafka.options()};
     const auto receiver = std::make_shared<RecordingReceiver>(Receive::kHold);
-    const auto consumer = client.Subscribe(destination, group, receiver);
+    const auto consumer = client.SubscribeActive(destination, group, receiver);
     const auto ask_about = [&](Client& who, const std::string& about) {
         const Backlog backlog = who.backend->CheckBacklog(*destination, about, After());
         INFO(backlog.reason);
@@ -679,7 +677,7 @@ TEST_CASE("Kafka: whether a group listens is known for this client and for other
     // Every group of the broker is asked, and one of somebody else's may be sharing out partitions.
     CHECK(Eventually([&] { return ask(other, "").answer == Listening::Answer::kNo; }));
     const auto receiver = std::make_shared<RecordingReceiver>();
-    const auto consumer = client.Subscribe(destination, group, receiver);
+    const auto consumer = client.SubscribeActive(destination, group, receiver);
     CHECK(Eventually([&] { return ask(client, group).answer == Listening::Answer::kYes; }));
     CHECK(ask(client, "").answer == Listening::Answer::kYes);
     CHECK(ask(client, group + "-not").answer == Listening::Answer::kNo);
@@ -703,7 +701,8 @@ TEST_CASE("Kafka: a group with members for some of the partitions does not liste
     const std::string group = Group();
     Client client{url, {{"partitions", "2"}}};
     Client other{url};
-    const auto consumer = client.Subscribe(destination, group, std::make_shared<RecordingReceiver>());
+    const auto consumer =
+        client.SubscribeActive(destination, group, std::make_shared<RecordingReceiver>());
     const auto ask = [&](Client& who, const std::string& about) {
         return who.backend->CheckListening(*destination, about, After()).answer;
     };
@@ -739,7 +738,8 @@ TEST_CASE("Kafka: a subscription listens once it knows where each partition begi
     const auto answer = [&] {
         return client.backend->CheckListening(*destination, group, After()).answer;
     };
-    const auto consumer = client.Subscribe(destination, group, std::make_shared<RecordingReceiver>());
+    const auto consumer =
+        client.SubscribeActive(destination, group, std::make_shared<RecordingReceiver>());
     CHECK(answer() == Listening::Answer::kNo);
     // Whichever partition it has asked for first.
     const auto publisher = client.backend->MakePublisher(destination);
@@ -760,7 +760,7 @@ TEST_CASE("Kafka: a topic that was there and is not known any more is not draine
         CHECK(Drained(client, *destination, group) == Backlog::Answer::kNotDrained);
     }
     SECTION("where the client has partitions of it") {
-        consumer = client.Subscribe(destination, Group(), std::make_shared<RecordingReceiver>());
+        consumer = client.SubscribeActive(destination, Group(), std::make_shared<RecordingReceiver>());
     }
     mock.SetTopicError(destination->address, RD_KAFKA_RESP_ERR_UNKNOWN_TOPIC_OR_PART);
     CHECK(
@@ -838,7 +838,7 @@ TEST_CASE("Kafka: transaction markers and aborted messages do not hold a topic b
     ok(rd_kafka_abort_transaction(producer.get(), 30'000));
 
     const auto receiver = std::make_shared<RecordingReceiver>();
-    const auto consumer = client.Subscribe(destination, group, receiver);
+    const auto consumer = client.SubscribeActive(destination, group, receiver);
     REQUIRE(receiver->WaitForMessages(2));
     CHECK(
         Eventually([&] { return Drained(client, *destination, group) == Backlog::Answer::kDrained; }));
@@ -862,7 +862,8 @@ TEST_CASE("Kafka: a topic that is missing is created as the options say", "[kafk
     const auto subscribed = Fresh();
     Client client{url, {{"partitions", "3"}, {"replication", "1"}}};
     client.Send(published, 1);
-    const auto consumer = client.Subscribe(subscribed, Group(), std::make_shared<RecordingReceiver>());
+    const auto consumer =
+        client.SubscribeActive(subscribed, Group(), std::make_shared<RecordingReceiver>());
     const Native native{url, RD_KAFKA_PRODUCER};
     for (const auto& destination : {published, subscribed}) {
         const mq::kafka::detail::Owned<rd_kafka_topic_t> topic{
@@ -886,10 +887,7 @@ TEST_CASE("Kafka: without declare a missing topic is not found, until somebody c
     CHECK(client.sink.At(0).error->outcome() == Outcome::kNotSent);
 
     const auto receiver = std::make_shared<RecordingReceiver>();
-    mq::backend::Subscribing subscribing;
-    subscribing.destination = destination;
-    subscribing.group = Group();
-    const auto consumer = client.backend->Subscribe(subscribing, receiver);
+    const auto consumer = client.Subscribe(destination, Group(), receiver);
     REQUIRE(receiver->WaitForPhase(*consumer, Phase::kRefused));
     CHECK(consumer->State().error->code() == ErrorCode::kNotFound);
 
@@ -936,10 +934,7 @@ TEST_CASE("Kafka: a password opens the broker, and a wrong one is access denied"
     const auto publisher = client.backend->MakePublisher(Fresh());
     publisher->Publish(MakePublication("x", "", 6s));
     const auto receiver = std::make_shared<RecordingReceiver>();
-    mq::backend::Subscribing subscribing;
-    subscribing.destination = Fresh();
-    subscribing.group = Group();
-    const auto consumer = client.backend->Subscribe(subscribing, receiver);
+    const auto consumer = client.Subscribe(Fresh(), Group(), receiver);
     REQUIRE(receiver->WaitForPhase(*consumer, Phase::kRefused));
     CHECK(consumer->State().error->code() == ErrorCode::kAccessDenied);
     REQUIRE(client.sink.WaitForFailed(1));
@@ -1049,7 +1044,7 @@ TEST_CASE("Kafka: sends and subscriptions outlast a cluster that is away for a w
     const std::string group = Group();
     client.Send(destination, 1);
     const auto receiver = std::make_shared<RecordingReceiver>();
-    const auto consumer = client.Subscribe(destination, group, receiver);
+    const auto consumer = client.SubscribeActive(destination, group, receiver);
     REQUIRE(receiver->WaitForMessages(1));
     CHECK(Drained(client, *destination, group) == Backlog::Answer::kDrained);
     mock.Down();
@@ -1126,10 +1121,7 @@ TEST_CASE("Kafka: a cluster that is not there fails a send at its deadline, as n
     CHECK(client.sink.At(0).error->code() == ErrorCode::kUnavailable);
     CHECK(client.sink.At(0).error->outcome() == Outcome::kNotSent);
     const auto receiver = std::make_shared<RecordingReceiver>();
-    mq::backend::Subscribing subscribing;
-    subscribing.destination = Fresh();
-    subscribing.group = Group();
-    const auto consumer = client.backend->Subscribe(subscribing, receiver);
+    const auto consumer = client.Subscribe(Fresh(), Group(), receiver);
     CHECK(receiver->WaitForPhase(*consumer, Phase::kRetrying));
 }
 
@@ -1141,7 +1133,7 @@ TEST_CASE("Kafka: a confirm that is lost is asked for again, and makes no second
     mock.FailWith(MockCluster::kProduce, RD_KAFKA_RESP_ERR__TRANSPORT, 2);
     client.Send(destination, 5, "k");
     const auto receiver = std::make_shared<RecordingReceiver>();
-    const auto consumer = client.Subscribe(destination, Group(), receiver);
+    const auto consumer = client.SubscribeActive(destination, Group(), receiver);
     REQUIRE(receiver->WaitForMessages(6));
     CHECK(receiver->Bodies() == std::vector<std::string>{"0", "0", "1", "2", "3", "4"});
 }
@@ -1195,7 +1187,7 @@ TEST_CASE("Kafka: what a failed producer had not sent is sent by the next one, i
     }
     CHECK(in_doubt.size() <= 6);
     const auto receiver = std::make_shared<RecordingReceiver>();
-    const auto consumer = client.Subscribe(destination, Group(), receiver);
+    const auto consumer = client.SubscribeActive(destination, Group(), receiver);
     // What is in doubt may be there or not.
     std::vector<std::string> received;
     CHECK(Eventually([&] {
@@ -1332,7 +1324,7 @@ TEST_CASE("Kafka: closing a consumer is bounded, whatever the cluster does", "[k
     Client client{mock.url()};
     client.Send(destination, 10);
     const auto receiver = std::make_shared<RecordingReceiver>(Receive::kHold);
-    auto consumer = client.Subscribe(destination, Group(), receiver);
+    auto consumer = client.SubscribeActive(destination, Group(), receiver);
     REQUIRE(receiver->WaitForHeld(10));
     receiver->SettleHeld(5);
     const auto begun = mq::backend::Clock::now();
@@ -1354,7 +1346,7 @@ TEST_CASE("Kafka: closing twice, at once from many threads, with messages out, i
     Client client{kafka.url(), kafka.options()};
     client.Send(destination, 20);
     const auto receiver = std::make_shared<RecordingReceiver>(Receive::kHold);
-    const auto consumer = client.Subscribe(destination, Group(), receiver, 10);
+    const auto consumer = client.SubscribeActive(destination, Group(), receiver, 10);
     REQUIRE(receiver->WaitForHeld(10));
     std::vector<std::thread> threads;
     for (int i = 0; i < 4; ++i) {

@@ -68,7 +68,7 @@ TEST_CASE("Kafka: killed and started twice in the middle of traffic, it loses an
     const auto destination = Fresh();
     const std::string group = Group();
     const auto receiver = std::make_shared<RecordingReceiver>();
-    const auto consumer = client.Subscribe(destination, group, receiver, 50);
+    const auto consumer = client.SubscribeActive(destination, group, receiver, 50);
     SteadyPublisher publisher{client, destination};
     for (std::size_t round = 1; round <= 2; ++round) {
         REQUIRE(receiver->WaitForMessages(receiver->Count() + 500));
@@ -113,7 +113,7 @@ TEST_CASE("Kafka: while the broker stands still, deadlines are kept and nothing 
     const std::string group = Group();
     client.Send(destination, 10);
     const auto receiver = std::make_shared<RecordingReceiver>(Receive::kHold);
-    const auto consumer = client.Subscribe(destination, group, receiver);
+    const auto consumer = client.SubscribeActive(destination, group, receiver);
     REQUIRE(receiver->WaitForHeld(10));
     CHECK(Drained(client, *destination, group) == Backlog::Answer::kNotDrained);
     broker.Pause();

@@ -88,11 +88,15 @@ struct Client {
     std::unique_ptr<backend::Consumer> Subscribe(DestinationPtr destination, std::string group,
                                                  std::shared_ptr<RecordingReceiver> receiver,
                                                  std::size_t prefetch = 100) {
-        backend::Subscribing subscribing;
-        subscribing.destination = std::move(destination);
-        subscribing.group = std::move(group);
-        subscribing.prefetch = prefetch;
-        auto consumer = backend->Subscribe(std::move(subscribing), receiver);
+        return backend->Subscribe({std::move(destination), std::move(group), prefetch},
+                                  std::move(receiver));
+    }
+
+    /// The same, and waits until it has joined its group.
+    std::unique_ptr<backend::Consumer> SubscribeActive(
+        DestinationPtr destination, std::string group,
+        const std::shared_ptr<RecordingReceiver>& receiver, std::size_t prefetch = 100) {
+        auto consumer = Subscribe(std::move(destination), std::move(group), receiver, prefetch);
         REQUIRE(receiver->WaitForPhase(*consumer, backend::ConsumerState::Phase::kActive));
         return consumer;
     }

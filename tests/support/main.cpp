@@ -17,6 +17,7 @@
 #include <fstream>
 #include <iostream>
 #include <string>
+#include <thread>
 
 namespace {
 
@@ -40,6 +41,27 @@ template <typename ConfigData>
 void AllowNoTests([[maybe_unused]] ConfigData& config) {
     if constexpr (requires { config.allowZeroTests; }) config.allowZeroTests = true;
 }
+
+// Catch2 keeps the state of an assertion without a lock: one that another thread makes is a data race,
+// which shows only now and then. This shows it each time.
+class OneThread : public ListenerBase {
+public:
+    using ListenerBase::ListenerBase;
+
+    void assertionStarting(const Catch::AssertionInfo& assertion) override {
+        if (std::this_thread::get_id() == thread_) return;
+        std::cerr << assertion.lineInfo
+                  << ": an assertion in a thread other than the test's; return what it is about to the "
+                     "test's thread, and assert it there"
+                  << std::endl;
+        std::abort();
+    }
+
+private:
+    std::thread::id thread_ = std::this_thread::get_id();
+};
+
+CATCH_REGISTER_LISTENER(OneThread)
 
 std::string TallyFile() {
     const char* const path = std::getenv("MQ_TEST_TALLY");
