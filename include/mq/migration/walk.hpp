@@ -302,7 +302,7 @@ private:
                                  " messages");
         }
         for (const auto& [listener, stopped] : stopped_) {
-            if (stopped == side) return WaitForHandlers(*listener, side);
+            if (stopped == side) return HandlersAtWork(*listener, side);
         }
         if (!view.config.guard) {
             topic_.Log(LogLevel::kWarning, "guard is off: leaving " + outlet.link().name() +
@@ -358,7 +358,7 @@ private:
             // Whoever closes the client waits for this step.
             const auto patience = topic_.closed() ? std::chrono::seconds{0} : kGuardTimeout;
             const bool settled = listener->dispatcher().WaitSettled(side, Clock::now() + patience);
-            if (!settled && view.config.guard) left = WaitForHandlers(*listener, side);
+            if (!settled && view.config.guard) left = HandlersAtWork(*listener, side);
         }
         if (left.passed && view.config.guard) left = Drained(view.listeners, side);
         if (!left.passed) {
@@ -388,7 +388,7 @@ private:
         }
     }
 
-    Verdict WaitForHandlers(const Listener& listener, Side side) {
+    Verdict HandlersAtWork(const Listener& listener, Side side) {
         return Verdict::Wait("handlers of " + GroupInWords(listener.group()) +
                              " to settle what came from " + topic_.link(side).name());
     }
