@@ -451,6 +451,7 @@ TEST_CASE("Kafka: a partition goes to another member when the handlers of its me
         const auto running = holding->TakeHeld();
         const auto b = second.SubscribeActive(destination, group, taking);
         CHECK(Eventually([&] { return taking->Count() > 0; }));
+        CHECK(first.log.WaitForLine("while handlers of its messages are at work", 0s));
     }
     SECTION("or its member closes, which does not wait for long") {
         Client first{url};

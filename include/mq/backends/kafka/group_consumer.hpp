@@ -9,6 +9,7 @@
 #include <mq/backends/kafka/record.hpp>
 #include <mq/backends/kafka/stream.hpp>
 #include <mq/detail/backoff.hpp>
+#include <mq/detail/duration.hpp>
 
 #include <algorithm>
 #include <array>
@@ -574,15 +575,30 @@ private:
     // thread, and with it the delivery to the whole group, but not the heartbeats: those are sent by a
     // thread of librdkafka.
     void AwaitHandlers(const Partitions& going) const {
-        const auto deadline = Clock::now() + broker_->options.RevokeWait();
+        const std::chrono::milliseconds patience = broker_->options.RevokeWait();
+        const auto deadline = Clock::now() + patience;
+        bool ended = true;
         for (const auto& [lane, numbers] : going) {
             for (const std::int32_t number : numbers) {
-                Partition& partition = *lane->assigned[number].partition;
-                while (!IsLeaving(*lane) && Clock::now() < deadline &&
-                       !partition.WaitReleased(std::min(deadline, Clock::now() + kSlice))) {
-                }
+                ended = AwaitHandlers(*lane, *lane->assigned[number].partition, deadline) && ended;
             }
         }
+        if (ended) return;
+        broker_->Log(LogLevel::kWarning, "group '" + group_ +
+                                             "': a partition goes to another member while handlers of "
+                                             "its messages are at work, after revoke_wait (" +
+                                             mq::detail::FormatDuration(patience) +
+                                             "): what they have is delivered again there");
+    }
+
+    // Whether they have ended, or belong to a subscription that is about to leave.
+    bool AwaitHandlers(const Lane& lane, Partition& partition, Clock::time_point deadline) const {
+        while (!IsLeaving(lane)) {
+            const auto now = Clock::now();
+            if (partition.WaitReleased(std::min(deadline, now + kSlice))) return true;
+            if (now >= deadline) return false;
+        }
+        return true;
     }
 
     // Also where this thread has not been told yet.
