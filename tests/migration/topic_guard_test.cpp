@@ -262,6 +262,38 @@ TEST_CASE("In order, sends are not held for long where what they follow is not h
     CHECK(service.Reaches(Policy::kDualSubscribe));
 }
 
+TEST_CASE("In order, on the way back sends go on while the groups are behind", "[topic]") {
+    constexpr auto kSendTimeout = 6s;
+    constexpr auto kHold = kSendTimeout / 2;  // the longest time that sends may be held
+    ScriptedScene brokers{Order::kKey, kForEver};
+    brokers.scene.send_timeout = kSendTimeout;
+    Service service{brokers.scene, Policy::kNewPublish};
+    service.client->SendMsg(kTopic, "sent");
+    const auto goes_at_once = [&](const char* body) {
+        const auto begin = Clock::now();
+        service.client->SendMsg(kTopic, body);
+        return Clock::now() - begin < kHold / 2;
+    };
+    SECTION("by more than they have at any moment") {
+        brokers.next.SetBacklog(NotDrained());
+        CHECK(Has(FirstReason(service, Policy::kDualSubscribe), "group billing to drain next"));
+        CHECK(goes_at_once("meanwhile"));
+    }
+    SECTION("by longer than sends may be held") {
+        // Everything is handled that was sent this long ago, all the time.
+        brokers.next.OnBacklog([&](Clock::time_point) {
+            mq::backend::Backlog behind = NotDrained();
+            behind.settled_before = Clock::now() - kHold;
+            return behind;
+        });
+        service.SetPolicy(Policy::kDualSubscribe);
+        REQUIRE(Eventually([&] { return Has(service.Status().waiting_for, "to be less far behind"); }));
+        CHECK(goes_at_once("meanwhile"));
+    }
+    CHECK(brokers.next.published() == std::vector<std::string>{"sent", "meanwhile"});
+    CHECK(service.Status().stage == Policy::kNewPublish);
+}
+
 TEST_CASE("In order, a service that has sent nothing goes back without asking", "[topic]") {
     ScriptedScene brokers{Order::kKey, kForEver};
     brokers.next.SetBacklog(NotDrained());
