@@ -532,6 +532,41 @@ TEST_CASE("RabbitMQ: a consumer whose queue is deleted comes back", "[rabbitmq]"
     CHECK(receiver->WaitForMessages(2));
 }
 
+TEST_CASE("RabbitMQ: a possible duplicate says so to whoever receives it", "[rabbitmq]") {
+    const std::string url = BrokerUrl();
+    if (url.empty()) return;
+    Connected client{url};
+    const Destination destination = Fresh();
+    const auto receiver = std::make_shared<RecordingReceiver>();
+    const auto consumer = client.SubscribeActive(destination, "g", receiver);
+    REQUIRE(client.Send(destination, "once") == nullptr);
+    auto repeat = MakePublication("perhaps twice");
+    repeat->possible_duplicate = true;
+    client.backend->MakePublisher(destination)->Publish(std::move(repeat));
+    REQUIRE(receiver->WaitForMessages(2));
+    for (const mq::Message& message : receiver->Messages()) {
+        CHECK(message.redelivered == (message.body == "perhaps twice"));
+        CHECK(message.headers.empty());  // the mark is not the business's
+    }
+}
+
+TEST_CASE("RabbitMQ: a group that is said to listen gets what is published", "[rabbitmq]") {
+    const std::string url = BrokerUrl();
+    if (url.empty()) return;
+    Connected client{url};
+    const Destination destination = Fresh({});  // the publisher knows no group, and binds none
+    const auto receiver = std::make_shared<RecordingReceiver>();
+    const auto consumer = client.SubscribeActive(destination, "g", receiver);
+    NativeClient native{url};
+    native.Unbind(destination->address + ".g", destination->address, "#");
+    const auto lost = client.Send(destination, "lost");
+    REQUIRE(lost != nullptr);
+    CHECK(lost->code() == ErrorCode::kUnroutable);
+    CHECK(client.backend->CheckListening(*destination, "g", After()).answer == Listening::Answer::kYes);
+    CHECK(client.Send(destination, "m") == nullptr);
+    CHECK(receiver->WaitForMessages(1));
+}
+
 TEST_CASE("RabbitMQ: a group listens when somebody consumes its queue", "[rabbitmq]") {
     const std::string url = BrokerUrl();
     if (url.empty()) return;
@@ -607,8 +642,7 @@ TEST_CASE("RabbitMQ: a backlog counts what is ready and what our own members hol
     REQUIRE(other->WaitForHeld(1));
     CHECK(backlog().answer == Backlog::Answer::kDrained);
     CHECK_FALSE(backlog().exact);
-    CHECK(Contains(backlog().reason,
-                   "AMQP does not tell what members of the group g elsewhere hold unsettled"));
+    CHECK(Contains(backlog().reason, "AMQP does not tell what members elsewhere hold unsettled"));
 
     const Backlog missing = client.backend->CheckBacklog(*Fresh(), "g", After());
     CHECK(missing.answer == Backlog::Answer::kDrained);
@@ -641,6 +675,14 @@ TEST_CASE("RabbitMQ: by its management it is known what a member elsewhere holds
     other->SettleHeld();
     REQUIRE(Eventually([&] { return backlog().answer == Backlog::Answer::kDrained; }));
     CHECK_FALSE(backlog().exact);
+
+    // Zero proves nothing before it is older than the counts may be.
+    Connected patient{url, {{"management", management}, {"management_age", "1m"}}};
+    CHECK(Eventually([&] {
+        const Backlog seen = patient.backend->CheckBacklog(*destination, "g", After());
+        REQUIRE(seen.answer != Backlog::Answer::kDrained);
+        return Contains(seen.reason, "by counts that may be 1m old");
+    }));
 
     Connected stranger{url, {{"management", With(management, "http://", "http://guest:wrong@")}}};
     const auto third =

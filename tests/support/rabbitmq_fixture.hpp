@@ -115,6 +115,11 @@ public:
         Expect("queue.bind");
     }
 
+    void Unbind(const std::string& queue, const std::string& exchange, const std::string& key) {
+        amqp_queue_unbind(state_, 1, Text(queue), Text(exchange), Text(key), amqp_empty_table);
+        Expect("queue.unbind");
+    }
+
     void DeleteQueue(const std::string& name) {
         amqp_queue_delete(state_, 1, Text(name), 0, 0);
         Expect("queue.delete");

@@ -224,35 +224,46 @@ inline backend::Listening Backend::CheckListening(const backend::Destination& de
     }
 }
 
+namespace detail {
+
+/// What AMQP tells of a group's queue, members elsewhere left aside. Exact only where there is no such
+/// queue.
+inline backend::Backlog BacklogOf(const Inquiry::Answer& answer, const std::string& broker,
+                                  const std::string& queue) {
+    using Answer = backend::Backlog::Answer;
+    if (answer.failure) {
+        const bool missing = answer.failure->code == ErrorCode::kNotFound;
+        if (missing) return {.answer = Answer::kDrained, .exact = true};
+        return {.answer = Answer::kUnknown, .reason = answer.failure->text};
+    }
+    if (answer.consumers < answer.own_consumers) {
+        // A quorum queue without a leader is said to be empty.
+        return {.answer = Answer::kUnknown,
+                .reason = broker + ": the queue " + queue +
+                          " does not know its consumers, and so perhaps not its messages"};
+    }
+    const std::uint64_t left = answer.ready + answer.own_unsettled;
+    return {.answer = left > 0 ? Answer::kNotDrained : Answer::kDrained,
+            .messages = left,
+            .reason = broker +
+                      ": AMQP does not tell what members elsewhere hold unsettled of the queue " +
+                      queue};
+}
+
+}  // namespace detail
+
 inline backend::Backlog Backend::CheckBacklog(const backend::Destination& destination,
                                               const std::string& group,
                                               backend::Clock::time_point deadline) noexcept {
-    backend::Backlog backlog;
     using Answer = backend::Backlog::Answer;
+    backend::Backlog backlog;
     try {
         const Topology topology{destination, settings_->options};
         const auto inquiry = std::make_shared<detail::Inquiry>(topology.Queue(group), true);
         inquiry->about_single_consumer = destination.ordered;
         const auto answer = Ask(inquiry, deadline);
-        if (answer.failure && answer.failure->code == ErrorCode::kNotFound) {
-            backlog.answer = Answer::kDrained;
-            backlog.exact = true;
-            return backlog;
-        }
-        if (answer.failure) {
-            backlog.reason = answer.failure->text;
-            return backlog;
-        }
-        if (answer.consumers < answer.own_consumers) {
-            // A quorum queue without a leader is said to be empty.
-            backlog.reason = settings_->broker + ": the queue " + inquiry->queue +
-                             " does not know its consumers, and so perhaps not its messages";
-            return backlog;
-        }
-        backlog.messages = answer.ready + answer.own_unsettled;
-        backlog.answer = backlog.messages > 0 ? Answer::kNotDrained : Answer::kDrained;
-        backlog.reason = settings_->broker + ": AMQP does not tell what members of the group " + group +
-                         " elsewhere hold unsettled";
+        backlog = detail::BacklogOf(answer, settings_->broker, inquiry->queue);
+        if (backlog.exact || backlog.answer == Answer::kUnknown) return backlog;
         const bool members_tell = destination.ordered && answer.single_consumer &&
                                   answer.consumers > 0 && AskMembers(inquiry->queue, deadline, backlog);
         if (!members_tell && management_ != nullptr) AskManagement(inquiry->queue, deadline, backlog);
