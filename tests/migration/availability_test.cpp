@@ -159,6 +159,7 @@ struct FailoverScene {
 
 TEST_CASE("With failover a topic on both sides survives the loss of either broker",
           "[availability][failover]") {
+    std::promise<bool> pipelined;
     const Direction way{GENERATE(true, false)};
     const bool moved = GENERATE(true, false);
     INFO(way.name() << (moved ? ", publishing has moved" : ""));
@@ -171,7 +172,6 @@ TEST_CASE("With failover a topic on both sides survives the loss of either broke
     used.Stop();
     const auto begin = mq::backend::Clock::now();
     CHECK_NOTHROW(test.producer.client->SendMsg(kTopic, "during"));
-    std::promise<bool> pipelined;
     test.producer.client->SendMsg(
         kTopic, "pipelined", [&](const mq::SendResult& result) { pipelined.set_value(result.ok()); });
     CHECK(pipelined.get_future().get());
@@ -189,9 +189,9 @@ TEST_CASE("With failover a topic on both sides survives the loss of either broke
 }
 
 TEST_CASE("Without failover a send waits for its own broker", "[availability][failover]") {
+    std::promise<bool> ended;
     FailoverScene test{Direction{true}, Policy::kDualSubscribe, false};
     test.scene.OldBroker().Stop();
-    std::promise<bool> ended;
     test.producer.client->SendMsg(kTopic, "waits",
                                   [&](const mq::SendResult& result) { ended.set_value(result.ok()); });
     auto end = ended.get_future();
@@ -202,6 +202,7 @@ TEST_CASE("Without failover a send waits for its own broker", "[availability][fa
 }
 
 TEST_CASE("A send does not fail over to where a group is missing", "[availability][failover]") {
+    std::promise<bool> ended;
     Scene scene = FailoverScene::SceneOf(true);
     scene.groups = {"billing", "search"};
     Gate gate{true};
@@ -209,7 +210,6 @@ TEST_CASE("A send does not fail over to where a group is missing", "[availabilit
     Service billing{scene, Policy::kDualSubscribe};
     Listen(billing, gate);
     scene.OldBroker().Stop();
-    std::promise<bool> ended;
     producer.client->SendMsg(kTopic, "waits",
                              [&](const mq::SendResult& result) { ended.set_value(result.ok()); });
     auto end = ended.get_future();
@@ -221,9 +221,9 @@ TEST_CASE("A send does not fail over to where a group is missing", "[availabilit
 }
 
 TEST_CASE("A send whose outcome is unknown does not fail over", "[availability][failover]") {
+    std::promise<mq::SendResult> ended;
     FailoverScene test{Direction{true}, Policy::kDualSubscribe};
     test.scene.OldBroker().LoseConfirms(1);
-    std::promise<mq::SendResult> ended;
     test.producer.client->SendMsg(kTopic, "once",
                                   [&](const mq::SendResult& result) { ended.set_value(result); });
     REQUIRE(test.gate.WaitPassed(1));
