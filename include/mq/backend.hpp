@@ -36,6 +36,11 @@ namespace mq::backend {
 /// The clock of every deadline.
 using Clock = std::chrono::steady_clock;
 
+/// How long something may be without progress, while there is reason for some, before that is a
+/// standstill: noticed by then, said in the log once and in the status for as long as it lasts, and
+/// mended where this side can.
+inline constexpr std::chrono::seconds kStandstill{30};
+
 /// A topic as it lies on one broker.
 struct Destination {
     std::string topic = {};    ///< The name that business code uses, for Message::topic and texts.
@@ -198,6 +203,10 @@ struct ConsumerState {
     };
     Phase phase = Phase::kStarting;
     std::shared_ptr<const Error> error = {};
+    /// Not empty while the broker has messages for this consumer which do not come, although it has
+    /// room for them: what stands still, and since when, for a person to read. The adapter finds out
+    /// within kStandstill of the last progress, and mends it where it can; whatever the phase is.
+    std::string standstill = {};
 };
 
 /// One member of a group at one destination.

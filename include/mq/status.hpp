@@ -12,6 +12,51 @@
 
 namespace mq {
 
+/// What kind of thing a topic waits for: the word for `TopicStatus::waiting_for`.
+enum class WaitingCode : unsigned char {
+    kNothing,       ///< Nothing is waited for.
+    kSubscription,  ///< A broker to take a subscription.
+    kListeners,     ///< A group to listen on the side that publishing is to move to.
+    kConfirms,      ///< The broker to confirm what was sent there.
+    kHandled,       ///< Groups to handle what was sent, before publishing goes back.
+    kBacklog,       ///< A group to drain a side.
+    kQuiet,         ///< No arrival on a side for the quiet period.
+    kHandlers,      ///< Handlers of this client to settle what they have.
+    kAnswer,        ///< A broker that does not answer, or cannot tell.
+    kFence,         ///< Held messages wait for older ones on the other side.
+    kStandstill,    ///< Something does not go on that should: `TopicStatus::standstills` says what.
+    kProblem,       ///< Something failed, as the sentence says; it is tried again.
+};
+
+/// The enumerator's name as a word: "fence".
+constexpr std::string_view ToString(WaitingCode code) noexcept {
+    switch (code) {
+        case WaitingCode::kNothing: return "nothing";
+        case WaitingCode::kSubscription: return "subscription";
+        case WaitingCode::kListeners: return "listeners";
+        case WaitingCode::kConfirms: return "confirms";
+        case WaitingCode::kHandled: return "handled";
+        case WaitingCode::kBacklog: return "backlog";
+        case WaitingCode::kQuiet: return "quiet";
+        case WaitingCode::kHandlers: return "handlers";
+        case WaitingCode::kAnswer: return "answer";
+        case WaitingCode::kFence: return "fence";
+        case WaitingCode::kStandstill: return "standstill";
+        case WaitingCode::kProblem: return "problem";
+    }
+    return "unknown";
+}
+
+/// Something of a topic that should go on and does not, for longer than 30 seconds.
+struct Standstill {
+    Side side = Side::kOld;
+    std::string group = {};  ///< Whose subscription or fence it is; empty for what is sent.
+    std::string text = {};   ///< What stands still, and what is done about it, as a sentence.
+    std::chrono::system_clock::time_point since = {};  ///< When it was noticed.
+
+    friend bool operator==(const Standstill&, const Standstill&) = default;
+};
+
 /// A producer, as its messages show it. Programs that do not use this library are not among them.
 struct ProducerStatus {
     std::string client = {};      ///< Names the client; the same in the broker's own tools.
@@ -52,7 +97,11 @@ struct TopicStatus {
     Policy policy = Policy::kOld;  ///< What the config, or SetPolicy, asks for.
     Policy stage = Policy::kOld;   ///< Where this client is.
     std::string waiting_for = {};  ///< What the next rung waits for, as a sentence; empty for nothing.
-    bool failover = false;         ///< A send that does not reach its side would go to the other one.
+    /// The kind of what `waiting_for` says; kNothing where that is empty.
+    WaitingCode waiting_code = WaitingCode::kNothing;
+    /// What stands still at present. Each is in the log as well, once, when it is noticed.
+    std::vector<Standstill> standstills = {};
+    bool failover = false;  ///< A send that does not reach its side would go to the other one.
     SideStatus old_side = {};
     SideStatus new_side = {};
 };
