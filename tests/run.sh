@@ -1,7 +1,9 @@
 #!/usr/bin/env bash
 # Builds and runs mq's tests, on real brokers that it starts itself.
 #
-#   tests/run.sh                  everything
+#   tests/run.sh                  unit, conformance and migration: whether it works here, on one build,
+#                                 within a quarter of an hour on two processors
+#   tests/run.sh all              every part: what a change has to pass, in some three quarters of an hour
 #   tests/run.sh unit             what needs no broker
 #   tests/run.sh PART...          any of: unit conformance migration restart interop asan tsan clang
 #                                 lint packaging model bench torture
@@ -23,6 +25,7 @@ source tests/lib/results.sh
 
 readonly kParts=(unit conformance migration restart interop asan tsan clang lint packaging model bench
     torture)
+readonly kQuickParts=(unit conformance migration)
 readonly kBuildSeconds=1200
 readonly kSuiteSeconds=${MQ_TEST_LIMIT:-1200}
 
@@ -394,13 +397,31 @@ side_of_asan() {
     if wants model; then run_model; fi
 }
 
-main() {
-    parts=("$@")
-    if ((${#parts[@]} == 0)) || [[ ${parts[*]} == all ]]; then parts=("${kParts[@]}"); fi
+# What the head of this file says.
+print_usage() { sed -n '2,/^[^#]/s/^# \{0,1\}//p' "$root/tests/run.sh"; }
+
+# choose_parts ARGUMENT...: sets `parts`, or ends the script.
+choose_parts() {
     local part
+    parts=("$@")
+    (($# > 0)) || parts=("${kQuickParts[@]}")
+    case "$*" in
+        all) parts=("${kParts[@]}") ;;
+        -h | --help)
+            print_usage
+            exit
+            ;;
+    esac
     for part in "${parts[@]}"; do
-        [[ " ${kParts[*]} " == *" $part "* ]] || die "no such part: $part (there are: all ${kParts[*]})"
+        [[ $part != all ]] || die "all stands alone: it is every part"
+        [[ $part != -* ]] || die "no such option: $part (there is --help; parts are named without dashes)"
+        [[ -n $part && " ${kParts[*]} " == *" $part "* ]] ||
+            die "no such part: \"$part\" (there are: all ${kParts[*]})"
     done
+}
+
+main() {
+    choose_parts "$@"
 
     lock_checkout
     mkdir -p "$logs"
@@ -433,6 +454,7 @@ run_parts() {
     local dev=no
     if ((${#suites[@]} > 0)); then
         heading "build"
+        if is_quick; then mapfile -t suites < <(printf '%s\n' "${suites[@]}" | grep -vx unit); fi
         mapfile -t targets < <(dev_targets "${suites[@]}")
         ! build dev "${targets[@]}" || dev=yes
     fi
@@ -441,7 +463,7 @@ run_parts() {
         await_brokers
     fi
 
-    beside side_of_dev
+    if is_quick; then beside build_and_run_unit; else beside side_of_dev; fi
     [[ $dev == no ]] || run_suites dev "${suites[@]}"
     if wants interop; then run_interop; fi
     join "$beside_job" || failed "what ran beside the tests on dev"
@@ -453,6 +475,15 @@ run_parts() {
     if wants tsan && [[ ! -e $logs/tsan.broken ]]; then run_tsan; fi
     if wants bench; then run_bench; fi
     if wants torture; then run_torture; fi
+}
+
+# Whether it is the run of a newcomer, who waits for the compiler most of the time: what needs no broker
+# is compiled while the brokers have the floor.
+is_quick() { [[ ${parts[*]} == "${kQuickParts[*]}" ]]; }
+
+build_and_run_unit() {
+    build dev mq_unit || return 0
+    suite dev unit
 }
 
 # A run of everything builds everything, with the examples and the check of the headers.

@@ -56,7 +56,7 @@ answers_amqp() {
     local bytes
     taken "$1" || return 1
     # shellcheck disable=SC2016
-    bytes=$(timeout 2 bash -c 'exec 3<>"/dev/tcp/127.0.0.1/$1"
+    bytes=$(timeout 10 bash -c 'exec 3<>"/dev/tcp/127.0.0.1/$1"
         printf "AMQP\\3\\1\\0\\0" >&3
         head -c 8 <&3 | od -An -tx1' ask "$1" 2>/dev/null) || return 1
     [[ ${bytes// /} == 414d515003010000 ]]
@@ -192,14 +192,14 @@ end() {
     kill -CONT "$pid" 2>/dev/null || true
     if ! wait_for "$2" gone "$pid" "$started"; then
         kill -KILL "$pid" 2>/dev/null || true
-        wait_for 10 gone "$pid" "$started" || fail "process $pid does not end"
+        wait_for 30 gone "$pid" "$started" || fail "process $pid does not end"
     fi
 }
 
 pause() {
     local pid
     pid=$(broker_pid) || fail "no broker of $dir is running"
-    stand_still "$pid" 10 || fail "process $pid does not stand still"
+    stand_still "$pid" 30 || fail "process $pid does not stand still"
 }
 
 resume() {

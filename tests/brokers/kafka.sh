@@ -40,7 +40,7 @@ answers() {
     local bytes
     taken "$1" || return 1
     # shellcheck disable=SC2016
-    bytes=$(timeout 2 bash -c 'exec 3<>"/dev/tcp/127.0.0.1/$1"
+    bytes=$(timeout 10 bash -c 'exec 3<>"/dev/tcp/127.0.0.1/$1"
         printf "\\0\\0\\0\\12\\0\\22\\0\\0\\0\\0\\0\\1\\377\\377" >&3
         head -c 4 <&3 | wc -c' ask "$1" 2>/dev/null) || return 1
     [[ $bytes -eq 4 ]]

@@ -154,7 +154,7 @@ amqp_answers() {
     (
         exec 3<>"/dev/tcp/127.0.0.1/$amqp_port" || exit 1
         printf 'AMQP\0\0\x09\x01' >&3
-        IFS= read -r -t 2 -N 1 -u 3 byte
+        IFS= read -r -t 10 -N 1 -u 3 byte
         [[ $byte == $'\x01' ]]
     ) 2>/dev/null
 }
@@ -236,7 +236,7 @@ command_stop() {
 
 command_pause() {
     broker_runs || die "no broker runs in $dir"
-    stand_still "$(<"$dir/pid")" 10 || die "the broker does not stand still"
+    stand_still "$(<"$dir/pid")" 30 || die "the broker does not stand still"
 }
 
 command_resume() {

@@ -464,8 +464,8 @@ TEST_CASE("Kafka: a partition goes to another member when the handlers of its me
         REQUIRE(holding->WaitForStale(1));
         const auto begun = mq::backend::Clock::now();
         a->Stop();
-        a->Close(After(20s));
-        CHECK(mq::backend::Clock::now() - begun < 15s);
+        a->Close(After(120s));
+        CHECK(mq::backend::Clock::now() - begun < mq::test::kPatience);
         REQUIRE(taking->WaitForPhase(*b, Phase::kActive));
         CHECK(taking->WaitForMessages(40));
     }
@@ -531,7 +531,7 @@ TEST_CASE("Kafka: a rebalance that fails takes the partitions away like any othe
         CHECK(stream->Partitions().empty());
         mock.Up();
         stream->Stop();
-        group.Remove(stream, After(10s));
+        group.Remove(stream, After());
         stream->Detach();
     }
 }
@@ -766,7 +766,7 @@ TEST_CASE("Kafka: a topic that was there and is not known any more is not draine
     mock.SetTopicError(destination->address, RD_KAFKA_RESP_ERR_UNKNOWN_TOPIC_OR_PART);
     CHECK(
         Eventually([&] { return Drained(client, *destination, group) == Backlog::Answer::kUnknown; }));
-    CHECK_FALSE(client.backend->CheckBacklog(*destination, group, After(5s)).reason.empty());
+    CHECK_FALSE(client.backend->CheckBacklog(*destination, group, After()).reason.empty());
     // Whoever has never seen it takes the cluster at its word.
     Client other{mock.url(), {{"declare", "false"}}};
     CHECK(Drained(other, *destination, group) == Backlog::Answer::kDrained);
@@ -931,18 +931,24 @@ TEST_CASE("Kafka: a password opens the broker, and a wrong one is access denied"
     }
     std::string wrong = url;
     wrong.replace(wrong.find("mq-secret"), 9, "wrong%20pw");
-    Client client{wrong, {}, 6s};
+    Client client{wrong, {}, 3s};
     const auto publisher = client.backend->MakePublisher(Fresh());
-    publisher->Publish(MakePublication("x", "", 6s));
     const auto receiver = std::make_shared<RecordingReceiver>();
     const auto consumer = client.Subscribe(Fresh(), Group(), receiver);
     REQUIRE(receiver->WaitForPhase(*consumer, Phase::kRefused));
     CHECK(consumer->State().error->code() == ErrorCode::kAccessDenied);
-    REQUIRE(client.sink.WaitForFailed(1));
-    CHECK(client.sink.At(0).error->code() == ErrorCode::kAccessDenied);
-    CHECK(client.sink.At(0).error->outcome() == Outcome::kNotSent);
+    // A send that the broker had no time to answer does not know it yet.
+    std::size_t failed = 0;
+    CHECK(Eventually([&] {
+        publisher->Publish(MakePublication("x", "", 3s));
+        return client.sink.WaitForFailed(++failed) &&
+               client.sink.At(failed - 1).error->code() == ErrorCode::kAccessDenied;
+    }));
+    for (std::size_t i = 0; i < failed; ++i) {
+        CHECK(client.sink.At(i).error->outcome() == Outcome::kNotSent);
+        CHECK_FALSE(Has(client.sink.At(i).error->what(), "wrong pw"));
+    }
     for (const auto& [level, line] : client.log.Lines()) CHECK_FALSE(Has(line, "wrong pw"));
-    CHECK_FALSE(Has(client.sink.At(0).error->what(), "wrong pw"));
 }
 
 TEST_CASE("Kafka: by TLS the broker must show a certificate for its name", "[kafka]") {
@@ -996,13 +1002,13 @@ TEST_CASE("Kafka: a full queue makes a send wait, and everything is confirmed in
 
 TEST_CASE("Kafka: a queue that stays full fails the send at its deadline", "[kafka]") {
     MockCluster mock;
-    Client client{mock.url(), {{"queue.buffering.max.messages", "2"}}, 20s};
+    Client client{mock.url(), {{"queue.buffering.max.messages", "2"}}};
     const auto destination = Fresh();
     client.Send(destination, 1);
     mock.Down();
     const auto publisher = client.backend->MakePublisher(destination);
-    publisher->Publish(MakePublication("a", "", 20s));
-    publisher->Publish(MakePublication("b", "", 20s));
+    publisher->Publish(MakePublication("a"));
+    publisher->Publish(MakePublication("b"));
     const auto begun = mq::backend::Clock::now();
     publisher->Publish(MakePublication("c", "", 300ms));
     CHECK(mq::backend::Clock::now() - begun >= 300ms);
@@ -1015,18 +1021,18 @@ TEST_CASE("Kafka: a queue that stays full fails the send at its deadline", "[kaf
 
 TEST_CASE("Kafka: a deadline nearer than the others is kept, with the outcome open", "[kafka]") {
     MockCluster mock;
-    Client client{mock.url()};
+    Client client{mock.url(), {}, 120s};
     const auto destination = Fresh();
     client.Send(destination, 1);
     const auto publisher = client.backend->MakePublisher(destination);
-    publisher->Publish(MakePublication("in time", "", 20s));
+    publisher->Publish(MakePublication("in time"));
     REQUIRE(client.sink.WaitForConfirmed(2));
     mock.Down();
     const auto begun = mq::backend::Clock::now();
     publisher->Publish(MakePublication("second", "", 700ms));
     publisher->Publish(MakePublication("first", "", 300ms));
-    // By itself librdkafka gives them up after some 30 seconds.
-    REQUIRE(client.sink.WaitForFailed(2, 15s));
+    // By itself librdkafka gives them up after two minutes.
+    REQUIRE(client.sink.WaitForFailed(2));
     CHECK(mq::backend::Clock::now() - begun >= 700ms);
     CHECK(client.sink.Bodies() == std::vector<std::string>{"0", "in time", "first", "second"});
     for (const std::size_t index : {2u, 3u}) {
@@ -1142,12 +1148,18 @@ TEST_CASE("Kafka: a confirm that is lost is asked for again, and makes no second
 TEST_CASE("Kafka: a confirm that never comes leaves the outcome open", "[kafka]") {
     MockCluster mock;
     Client client{mock.url(), {}, 6s};
-    const auto destination = Fresh();
-    client.Send(destination, 1);
+    const auto publisher = client.backend->MakePublisher(Fresh());
+    // What goes before has no more time than that.
+    std::size_t sent = 0;
+    REQUIRE(Eventually([&] {
+        publisher->Publish(MakePublication("before", "", 6s));
+        return client.sink.WaitForFinished(++sent) && client.sink.Confirmed() > 0;
+    }));
     mock.Delay(60'000);
-    client.backend->MakePublisher(destination)->Publish(MakePublication("x", "", 6s));
-    REQUIRE(client.sink.WaitForFailed(1));
-    CHECK(client.sink.At(1).error->outcome() == Outcome::kUnknown);
+    publisher->Publish(MakePublication("x", "", 6s));
+    REQUIRE(client.sink.WaitForFinished(sent + 1));
+    REQUIRE(client.sink.At(sent).error != nullptr);
+    CHECK(client.sink.At(sent).error->outcome() == Outcome::kUnknown);
     mock.Delay(0);
 }
 
@@ -1204,13 +1216,13 @@ TEST_CASE("Kafka: what a failed producer had not sent is sent by the next one, i
 TEST_CASE("Kafka: what waits for a producer that fails again and again fails at its deadline, not sent",
           "[kafka]") {
     MockCluster mock;
-    Client client{mock.url(), {{"batch.num.messages", "1"}}};
+    Client client{mock.url(), {{"batch.num.messages", "1"}}, 120s};
     const auto destination = Fresh();
     client.Send(destination, 1, "k");
     mock.FailWith(MockCluster::kProduce, RD_KAFKA_RESP_ERR_OUT_OF_ORDER_SEQUENCE_NUMBER, 1000);
     const auto publisher = client.backend->MakePublisher(destination);
     for (int i = 0; i < 50; ++i) publisher->Publish(MakePublication("x", "k", 3s));
-    REQUIRE(client.sink.WaitForFailed(50, 20s));
+    REQUIRE(client.sink.WaitForFailed(50));
     CHECK(client.sink.At(50).error->code() == ErrorCode::kUnavailable);
     CHECK(client.sink.At(50).error->outcome() == Outcome::kNotSent);
     CHECK(Has(client.sink.At(50).error->what(), "the producer has failed"));
@@ -1238,7 +1250,7 @@ TEST_CASE("Kafka: closing hands back what is in flight, with its outcome", "[kaf
     for (int i = 0; i < 20; ++i) publisher->Publish(MakePublication("x"));
     const auto begun = mq::backend::Clock::now();
     client.backend->Close(After(500ms));
-    CHECK(mq::backend::Clock::now() - begun < 20s);
+    CHECK(mq::backend::Clock::now() - begun < mq::test::kPatience);
     CheckClosed(client.sink, 1, 21);
     publisher->Publish(MakePublication("too late"));
     CheckClosed(client.sink, 1, 22);
@@ -1333,7 +1345,7 @@ TEST_CASE("Kafka: closing a consumer is bounded, whatever the cluster does", "[k
     SECTION("which does not answer") { mock.Delay(60'000); }
     consumer->Stop();
     consumer->Close(After(500ms));
-    CHECK(mq::backend::Clock::now() - begun < 20s);
+    CHECK(mq::backend::Clock::now() - begun < mq::test::kPatience);
     receiver->SettleHeld();
     consumer.reset();
     mock.Up();

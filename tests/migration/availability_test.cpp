@@ -138,14 +138,18 @@ TEST_CASE("A send whose outcome is unknown is not repeated on the other side", "
 
 // A consumer on both sides, and a producer that may fail over.
 struct FailoverScene {
-    explicit FailoverScene(const Direction& direction, Policy rung, bool failover = true)
-        : way(direction), scene(SceneOf(failover)), producer(scene, rung), consumer(scene, rung) {
+    explicit FailoverScene(const Direction& direction, Policy rung, bool failover = true,
+                           std::chrono::milliseconds send_timeout = 2 * kPatience)
+        : way(direction),
+          scene(SceneOf(failover, send_timeout)),
+          producer(scene, rung),
+          consumer(scene, rung) {
         Listen(consumer, gate);
         CHECK(Eventually([&] { return producer.Status().failover == failover; }));
     }
 
-    static Scene SceneOf(bool failover) {
-        Scene scene{.quiet = 50ms, .groups = {"billing"}, .send_timeout = 20s};
+    static Scene SceneOf(bool failover, std::chrono::milliseconds send_timeout = 2 * kPatience) {
+        Scene scene{.quiet = 50ms, .groups = {"billing"}, .send_timeout = send_timeout};
         scene.failover = failover;
         return scene;
     }
@@ -222,7 +226,8 @@ TEST_CASE("A send does not fail over to where a group is missing", "[availabilit
 
 TEST_CASE("A send whose outcome is unknown does not fail over", "[availability][failover]") {
     std::promise<mq::SendResult> ended;
-    FailoverScene test{Direction{true}, Policy::kDualSubscribe};
+    // Longer than it takes to fail over.
+    FailoverScene test{Direction{true}, Policy::kDualSubscribe, true, 8s};
     test.scene.OldBroker().LoseConfirms(1);
     test.producer.client->SendMsg(kTopic, "once",
                                   [&](const mq::SendResult& result) { ended.set_value(result); });

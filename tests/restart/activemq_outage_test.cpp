@@ -173,7 +173,8 @@ TEST_CASE("ActiveMQ: a repeated message says that it may be a duplicate",
 TEST_CASE("ActiveMQ: a broker that stands still is noticed by its heartbeats, and used again after",
           "[activemq][artemis][restart]") {
     OnEach([](const std::string& url, BrokerProcess& broker) {
-        Connected client{url, {{"heartbeat", "1s"}, {"connect_timeout", "500ms"}}};
+        // Long enough that nobody who has to wait for the processor is taken for dead.
+        Connected client{url, {{"heartbeat", "3s"}, {"connect_timeout", "3s"}}};
         const Destination destination = Fresh();
         const auto receiver = std::make_shared<RecordingReceiver>(Receive::kHold);
         const auto consumer = client.SubscribeActive(destination, "g", receiver);

@@ -85,7 +85,7 @@ public:
     }
 
 private:
-    static constexpr std::chrono::seconds kPatience{20};
+    static constexpr std::chrono::seconds kPatience{30};
 
     template <typename Predicate>
     void Until(const char* what, Predicate predicate) {

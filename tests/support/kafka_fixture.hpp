@@ -122,12 +122,12 @@ inline std::string Group() { return UniqueId("group"); }
 
 inline void CloseNow(backend::Consumer& consumer) {
     consumer.Stop();
-    consumer.Close(After(std::chrono::seconds{10}));
+    consumer.Close(After());
 }
 
 inline backend::Backlog::Answer Drained(Client& client, const backend::Destination& destination,
                                         const std::string& group) {
-    return client.backend->CheckBacklog(destination, group, After(std::chrono::seconds{5})).answer;
+    return client.backend->CheckBacklog(destination, group, After()).answer;
 }
 
 }  // namespace mq::test::kafka

@@ -713,7 +713,7 @@ TEST_CASE("ActiveMQ: a Classic that answers no questions is left alone for a mom
     CHECK(Contains(reason(), "asked again in"));
     CHECK(questions == asked);
     const auto begin = mq::backend::Clock::now();
-    while (questions == asked && mq::backend::Clock::now() < begin + 10s) {
+    while (questions == asked && mq::backend::Clock::now() < begin + mq::test::kPatience) {
         static_cast<void>(reason());
     }
     CHECK(questions > asked);

@@ -26,7 +26,7 @@ int main() {
     client.SendMsg("orders", "hello");
 
     std::unique_lock lock{mutex};
-    if (!arrived.wait_for(lock, std::chrono::seconds{10}, [&] { return body == "hello"; })) {
+    if (!arrived.wait_for(lock, std::chrono::seconds{30}, [&] { return body == "hello"; })) {
         std::cerr << "the message did not arrive\n";
         return 1;
     }
