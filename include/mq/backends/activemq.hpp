@@ -62,15 +62,15 @@ namespace detail {
 
 class DestinationPublisher final : public backend::Publisher {
 public:
-    DestinationPublisher(PublishingLoop& loop, Route* route) : loop_(loop), route_(route) {}
+    DestinationPublisher(PublishingLoop& loop, PublishingLoop::Way way) : loop_(loop), way_(way) {}
 
     void Publish(std::unique_ptr<backend::Publication> publication) noexcept override {
-        loop_.Submit(std::move(publication), route_);
+        loop_.Submit(std::move(publication), way_);
     }
 
 private:
     PublishingLoop& loop_;
-    Route* route_;
+    PublishingLoop::Way way_;
 };
 
 }  // namespace detail
@@ -95,8 +95,8 @@ public:
 
     std::unique_ptr<backend::Publisher> MakePublisher(
         std::shared_ptr<const backend::Destination> destination) override {
-        return std::make_unique<detail::DestinationPublisher>(
-            publishing_, publishing_.RouteTo(std::move(destination)));
+        return std::make_unique<detail::DestinationPublisher>(publishing_,
+                                                              publishing_.WayTo(*destination));
     }
 
     std::unique_ptr<backend::Consumer> Subscribe(backend::Subscribing subscribing,

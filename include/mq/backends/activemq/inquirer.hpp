@@ -53,6 +53,12 @@ public:
 
     void Fail(Failure failure) { Finish({std::move(failure), {}}); }
 
+    /// The answer, where it is there already.
+    std::optional<Answer> TryAnswer() {
+        const std::lock_guard lock{mutex_};
+        return answer_;
+    }
+
     /// Blocks until the answer is there, at most until the time given; nothing then.
     std::optional<Answer> Wait(Clock::time_point until) {
         std::unique_lock lock{mutex_};
