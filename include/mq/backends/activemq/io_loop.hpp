@@ -211,17 +211,22 @@ private:
         if (tracker.state() != proton::transfer::ACCEPTED) inquirer_.OnRejected();
     }
     void on_receiver_open(proton::receiver& receiver) override {
-        inquirer_.Owns(receiver) ? inquirer_.OnReceiverOpen() : OnReceiverOpen(receiver);
+        inquirer_.Owns(receiver) ? inquirer_.OnReceiverOpen(receiver) : OnReceiverOpen(receiver);
     }
     void on_receiver_error(proton::receiver& /*receiver*/) override {}  // on_receiver_close follows
     void on_receiver_detach(proton::receiver& receiver) override { on_receiver_close(receiver); }
     void on_receiver_close(proton::receiver& receiver) override {
         const auto why = ReasonOf(receiver);
         Ended(receiver);
+        if (inquirer_.OnLookGone(receiver, why)) return;
         inquirer_.Owns(receiver) ? inquirer_.OnGone(why) : OnReceiverGone(receiver, why);
     }
     void on_message(proton::delivery& delivery, proton::message& message) override {
-        inquirer_.Owns(delivery.receiver()) ? inquirer_.OnReply(message) : OnMessage(delivery, message);
+        inquirer_.Owns(delivery.receiver()) ? inquirer_.OnMessage(delivery, message)
+                                            : OnMessage(delivery, message);
+    }
+    void on_receiver_drain_finish(proton::receiver& receiver) override {
+        if (inquirer_.Owns(receiver)) inquirer_.OnDrained(receiver);
     }
 
     [[nodiscard]] std::optional<Failure> ReasonOf(const proton::link& link) const {
