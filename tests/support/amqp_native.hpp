@@ -169,6 +169,8 @@ using SilentPort = LoopbackListener;
 class FakeBroker : private proton::messaging_handler {
 public:
     struct Script {
+        /// What the broker says it is; empty for nothing.
+        std::string product = "apache-activemq-artemis";
         /// A client consumes by a link, and has given credit.
         std::function<void(proton::sender&)> on_credit = [](proton::sender&) {};
         /// A client publishes by a link, which is not open yet.
@@ -186,7 +188,9 @@ public:
         thread_.join();
     }
 
-    [[nodiscard]] std::string Url() const { return "artemis://" + listener_.Host(); }
+    [[nodiscard]] std::string Url(const std::string& scheme = "artemis") const {
+        return scheme + "://" + listener_.Host();
+    }
 
     /// Hangs up on the client there is, without a word. When it returns, the client's socket knows.
     void HangUp() const { ::shutdown(client_, SHUT_RDWR); }
@@ -238,7 +242,11 @@ private:
         return ::poll(polled.data(), polled.size(), kMilliseconds) > 0 && polled[0].revents != 0;
     }
 
-    void on_connection_open(proton::connection& connection) override { connection.open(); }
+    void on_connection_open(proton::connection& connection) override {
+        proton::connection_options options;
+        if (!script_.product.empty()) options.properties({{"product", script_.product}});
+        connection.open(options);
+    }
     void on_session_open(proton::session& session) override { session.open(); }
     void on_sender_open(proton::sender& sender) override {
         proton::source_options source;

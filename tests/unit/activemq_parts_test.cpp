@@ -529,8 +529,8 @@ TEST_CASE("ActiveMQ in flight: a broker that settles all but one does not make i
 }
 
 TEST_CASE("ActiveMQ in flight: a link that is gone gives back its own, in their order", "[activemq]") {
-    mq::activemq::Route one{mq::test::MakeDestination("one"), Flavor::kArtemis, {}};
-    mq::activemq::Route two{mq::test::MakeDestination("two"), Flavor::kArtemis, {}};
+    mq::activemq::Route one{*mq::test::MakeDestination("one"), Flavor::kArtemis, {}};
+    mq::activemq::Route two{*mq::test::MakeDestination("two"), Flavor::kArtemis, {}};
     InFlight in_flight{10};
     for (const char* body : {"1", "2", "3"}) {
         in_flight.Add(Pending{MakePublication(body), &one}, 5);

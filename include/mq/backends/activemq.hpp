@@ -39,7 +39,8 @@
 ///
 /// **Backlog.** Artemis is asked by its management address, activemq.management, which the user needs
 /// the permission `manage` for; Classic by its statisticsBrokerPlugin, which must be configured. Both
-/// count what is delivered and not settled, wherever, so that the answer is exact. Where there is no
+/// count what is delivered and not settled, wherever, so that the answer is exact. Of a queue that is
+/// never empty they tell up to which moment all is settled (settled.hpp). Where there is no
 /// queue of the group it is not: a queue by another name may be what the group's members read.
 #pragma once
 
@@ -47,6 +48,7 @@
 #include <mq/backends/activemq/consuming.hpp>
 #include <mq/backends/activemq/options.hpp>
 #include <mq/backends/activemq/publishing.hpp>
+#include <mq/backends/activemq/settled.hpp>
 #include <mq/backends/activemq/topology.hpp>
 
 #include <algorithm>
@@ -62,15 +64,15 @@ namespace detail {
 
 class DestinationPublisher final : public backend::Publisher {
 public:
-    DestinationPublisher(PublishingLoop& loop, Route* route) : loop_(loop), route_(route) {}
+    DestinationPublisher(PublishingLoop& loop, PublishingLoop::Way way) : loop_(loop), way_(way) {}
 
     void Publish(std::unique_ptr<backend::Publication> publication) noexcept override {
-        loop_.Submit(std::move(publication), route_);
+        loop_.Submit(std::move(publication), way_);
     }
 
 private:
     PublishingLoop& loop_;
-    Route* route_;
+    PublishingLoop::Way way_;
 };
 
 }  // namespace detail
@@ -81,7 +83,10 @@ public:
     /// @throws Error (kConfig) where an option is wrong, (kInternal) where the process has no file
     /// descriptors left.
     explicit Backend(backend::Context context)
-        : settings_(MakeSettings(std::move(context))), publishing_(settings_), consuming_(settings_) {
+        : settings_(MakeSettings(std::move(context))),
+          publishing_(settings_),
+          consuming_(settings_),
+          settled_(settings_->flavor) {
         if (UsesTls(settings_->context.url) && !settings_->options.tls_verify) {
             settings_->context.log(
                 LogLevel::kWarning,
@@ -95,8 +100,8 @@ public:
 
     std::unique_ptr<backend::Publisher> MakePublisher(
         std::shared_ptr<const backend::Destination> destination) override {
-        return std::make_unique<detail::DestinationPublisher>(
-            publishing_, publishing_.RouteTo(std::move(destination)));
+        return std::make_unique<detail::DestinationPublisher>(publishing_,
+                                                              publishing_.WayTo(*destination));
     }
 
     std::unique_ptr<backend::Consumer> Subscribe(backend::Subscribing subscribing,
@@ -145,6 +150,7 @@ private:
     const std::shared_ptr<const detail::Settings> settings_;
     detail::PublishingLoop publishing_;
     detail::ConsumingLoop consuming_;
+    detail::SettledLook settled_;
 };
 
 // A client that only publishes asks by its publishing connection, and one that does neither connects
@@ -215,6 +221,7 @@ inline backend::Backlog Backend::CheckBacklog(const backend::Destination& destin
                                               backend::Clock::time_point deadline) noexcept {
     using Answer = backend::Backlog::Answer;
     backend::Backlog backlog;
+    const auto begin = backend::Clock::now();
     try {
         const Topology topology{destination, settings_->flavor, settings_->options};
         const std::string queue = topology.SourceOf(group).queue;
@@ -235,6 +242,12 @@ inline backend::Backlog Backend::CheckBacklog(const backend::Destination& destin
         backlog.messages = answer.queue->messages;
         backlog.answer = backlog.messages > 0 ? Answer::kNotDrained : Answer::kDrained;
         backlog.exact = true;
+        // Where nobody consumes nothing is settled, and a browser would look like a consumer.
+        if (backlog.messages > 0 && answer.queue->consumers > 0 && answer.queue->scheduled == 0) {
+            backlog.settled_before = settled_.SettledBefore(
+                queue, begin,
+                [&](detail::Question question) { return Ask(std::move(question), deadline); });
+        }
     } catch (const std::exception& error) {
         backlog.reason = error.what();
     }

@@ -364,7 +364,7 @@ inline void ConsumingLoop::Do(const Command& command) {
             subscriptions_.insert(command.subscription);
             // Without a connection it begins with the next one; until then it shows why there is none.
             if (!Up() && LastFailure()) {
-                const bool refused = LastFailure()->code == ErrorCode::kAccessDenied;
+                const bool refused = LastFailure()->NeedsSomebody();
                 SetState(subscription, refused ? Phase::kRefused : Phase::kRetrying,
                          std::make_shared<const Error>(LastFailure()->ToError()));
             }
@@ -537,7 +537,7 @@ inline void ConsumingLoop::SetState(Subscription& subscription, Phase phase,
 
 inline void ConsumingLoop::OnDown(const Failure& failure) {
     const auto error = std::make_shared<const Error>(failure.ToError());
-    const Phase phase = failure.code == ErrorCode::kAccessDenied ? Phase::kRefused : Phase::kRetrying;
+    const Phase phase = failure.NeedsSomebody() ? Phase::kRefused : Phase::kRetrying;
     // All of them first: whoever looks at one then sees the others as well.
     for (const Shared& subscription : subscriptions_) {
         if (subscription->life != nullptr) subscription->life->gone = true;

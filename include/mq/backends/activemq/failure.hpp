@@ -18,6 +18,11 @@ struct Failure {
     std::string text = {};
     NativeError native = {};
 
+    /// Whether trying again helps only after somebody has changed something.
+    [[nodiscard]] bool NeedsSomebody() const noexcept {
+        return code == ErrorCode::kAccessDenied || code == ErrorCode::kConfig;
+    }
+
     /// The error of a message, or of something else where `outcome` is left out.
     [[nodiscard]] Error ToError(Outcome outcome = Outcome::kNotSent) const {
         return {code, text, outcome, native};

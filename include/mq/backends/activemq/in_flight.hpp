@@ -16,11 +16,13 @@
 namespace mq::activemq {
 
 struct Route;
+struct Description;
 
 /// A publication on its way through the adapter.
 struct Pending {
     std::unique_ptr<backend::Publication> publication = {};
     Route* route = nullptr;
+    const Description* description = nullptr;  ///< Of the route's destination, at that publisher.
 };
 
 /// The unsettled messages of one connection, by numbers that rise. Bounded by its limit, which also
@@ -72,7 +74,7 @@ public:
             }
             --unfinished_;
             expired_.push_back({now, first_ + i});
-            finish(Pending{std::move(pending.publication), pending.route});
+            finish(Pending{std::move(pending.publication), pending.route, pending.description});
         }
         return earliest;
     }

@@ -6,12 +6,14 @@
 #include <mq/backends/activemq/codec.hpp>
 #include <mq/backends/activemq/dial.hpp>
 #include <mq/backends/activemq/failure.hpp>
+#include <mq/backends/activemq/links.hpp>
 #include <mq/backends/activemq/management.hpp>
 #include <mq/backends/activemq/options.hpp>
 #include <mq/backends/activemq/proton.hpp>
 #include <mq/detail/backoff.hpp>
 
 #include <algorithm>
+#include <atomic>
 #include <chrono>
 #include <condition_variable>
 #include <cstdint>
@@ -20,16 +22,25 @@
 #include <memory>
 #include <mutex>
 #include <optional>
+#include <stdexcept>
 #include <string>
 #include <utility>
 #include <vector>
 
 namespace mq::activemq::detail {
 
-/// What is asked about: one queue, or all queues that Topology::AllQueues names.
+/// What is asked.
 struct Question {
+    enum class Kind : unsigned char {
+        kCounts,  ///< What one queue has, or with `all` all queues that Topology::AllQueues names.
+        kCall,    ///< Artemis: the operation `operation` of the resource `name`, with no arguments.
+        kMark,    ///< A position that is no lower than that of any message the broker has by then.
+        kBrowse,  ///< Classic: whether a queue has a message that the selector `operation` selects.
+    };
     std::string name = {};
     bool all = false;
+    Kind kind = Kind::kCounts;
+    std::string operation = {};
 };
 
 /// A question about queues, and its answer. Thread-safe.
@@ -38,6 +49,10 @@ public:
     struct Answer {
         std::optional<Failure> failure = {};   ///< Why there is no answer.
         std::optional<QueueState> queue = {};  ///< Nothing: there is no such queue.
+        std::string text = {};                 ///< Of kCall: what the operation returned, as JSON.
+        std::int64_t position = 0;             ///< Of kMark.
+        bool found = false;                    ///< Of kBrowse.
+        std::uint64_t connection = 0;          ///< Whose positions are not another one's.
     };
 
     Inquiry(Question asked, Clock::time_point until) : question(std::move(asked)), deadline(until) {}
@@ -52,6 +67,12 @@ public:
     }
 
     void Fail(Failure failure) { Finish({std::move(failure), {}}); }
+
+    /// The answer, where it is there already.
+    std::optional<Answer> TryAnswer() {
+        const std::lock_guard lock{mutex_};
+        return answer_;
+    }
 
     /// Blocks until the answer is there, at most until the time given; nothing then.
     std::optional<Answer> Wait(Clock::time_point until) {
@@ -72,7 +93,9 @@ public:
     Inquirer(Flavor flavor, std::string broker) : flavor_(flavor), broker_(std::move(broker)) {}
 
     [[nodiscard]] bool Owns(const proton::sender& sender) const { return sender == sender_; }
-    [[nodiscard]] bool Owns(const proton::receiver& receiver) const { return receiver == receiver_; }
+    [[nodiscard]] bool Owns(const proton::receiver& receiver) const {
+        return receiver == receiver_ || looks_.contains(receiver.name());
+    }
 
     void Ask(const proton::connection& connection, std::shared_ptr<Inquiry> inquiry) {
         if (const auto now = Clock::now(); now < silent_until_) {
@@ -88,9 +111,35 @@ public:
         SendAll();
     }
 
-    void OnReceiverOpen() {
-        reply_to_ = receiver_.source().address();
-        SendAll();
+    void OnReceiverOpen(proton::receiver& receiver) {
+        if (receiver == receiver_) {
+            reply_to_ = receiver.source().address();
+            return SendAll();
+        }
+        const auto question = open_.find(looks_.at(receiver.name()));
+        if (question == open_.end() || receiver.source().address().empty()) return;
+        if (question->second.inquiry->question.kind == Kind::kMark) {
+            AskAttribute(question->first, "queue." + receiver.source().address(), "ID");
+        } else {
+            receiver.add_credit(1);
+            receiver.drain();
+        }
+    }
+
+    /// A link has nothing more to give.
+    void OnDrained(proton::receiver& receiver) {
+        const auto question = open_.find(looks_.at(receiver.name()));
+        if (question == open_.end()) return;
+        const bool found = question->second.found;
+        Finish(question, {.found = found});
+    }
+
+    void OnMessage(proton::delivery& delivery, const proton::message& message) {
+        if (delivery.receiver() == receiver_) return OnReply(message);
+        const auto question = open_.find(looks_.at(delivery.receiver().name()));
+        if (question != open_.end()) question->second.found = true;
+        // It stays in the queue.
+        delivery.release();
     }
 
     void OnSendable() { SendAll(); }
@@ -118,11 +167,29 @@ public:
                  {}});
     }
 
+    /// The link of a single question is gone; with the reason where nobody has asked for that.
+    bool OnLookGone(const proton::receiver& receiver, const std::optional<Failure>& why) {
+        const auto look = looks_.find(receiver.name());
+        if (look == looks_.end()) return false;
+        const std::uint64_t number = look->second;
+        looks_.erase(look);
+        const auto question = open_.find(number);
+        if (question == open_.end()) return true;
+        question->second.look = {};
+        const Failure closed{
+            ErrorCode::kUnavailable, broker_ + ": a link for a question was closed", {}};
+        Finish(question, {.failure = why.value_or(closed)});
+        return true;
+    }
+
     /// One of the links is gone, which the broker may not let us have.
     void OnGone(const std::optional<Failure>& why) {
         // The other one with it; the end of either is then no news any more.
         if (!!sender_) sender_.close();
         if (!!receiver_) receiver_.close();
+        for (auto& [number, question] : open_) {
+            if (!!question.look) question.look.close();
+        }
         Forget();
         FailAll(why.value_or(Failure{
             ErrorCode::kUnavailable, broker_ + ": the link to " + Address() + " was closed", {}}));
@@ -153,19 +220,37 @@ public:
             if (flavor_ == Flavor::kClassic && question->second.sent && !answers_) {
                 silent_until_ = now + silence_.Next();
             }
-            question->second.inquiry->Fail({ErrorCode::kTimeout, Silence(), {}});
-            question = open_.erase(question);
+            const auto late = question++;
+            Finish(late, {.failure = Failure{ErrorCode::kTimeout, Silence(), {}}});
         }
     }
 
 private:
+    using Kind = Question::Kind;
+
     struct Asked {
         std::shared_ptr<Inquiry> inquiry = {};
         bool sent = false;
         std::optional<QueueState> queues = {};  ///< What Classic has said so far of several.
+        proton::receiver look = {};             ///< The link of this question alone.
+        bool found = false;                     ///< It has brought a message.
     };
+    using Open = std::map<std::uint64_t, Asked>;
 
     static constexpr int kReplies = 100;
+    // How long a mark of Classic's may take to come back. Little: a broker that is told to cut longer
+    // times short would give back another moment.
+    static constexpr std::chrono::milliseconds kMarkLives{10'000};
+
+    void Finish(Open::iterator question, Inquiry::Answer answer) {
+        answer.connection = connection_number_;
+        proton::receiver look = std::exchange(question->second.look, {});
+        const auto inquiry = std::move(question->second.inquiry);
+        open_.erase(question);
+        // Its end is no news any more, and is still ours to see.
+        if (!!look) look.close();
+        inquiry->Finish(std::move(answer));
+    }
 
     [[nodiscard]] std::string Address() const {
         return flavor_ == Flavor::kArtemis ? "activemq.management" : "ActiveMQ.Statistics";
@@ -178,7 +263,10 @@ private:
     }
 
     void OpenLinks(proton::connection connection) {
+        static std::atomic<std::uint64_t> connections{0};
         asking_ = true;
+        connection_number_ = ++connections;
+        connection_ = connection;
         proton::source_options temporary;
         temporary.dynamic(true);
         proton::receiver_options replies;
@@ -199,6 +287,8 @@ private:
         reply_to_.clear();
         sender_ = {};
         receiver_ = {};
+        connection_ = {};
+        looks_.clear();
     }
 
     void FailAll(const Failure& failure) {
@@ -212,24 +302,64 @@ private:
             // Two messages for each, with Classic.
             if (question.sent || sender_.credit() < 2) continue;
             question.sent = true;
-            if (flavor_ == Flavor::kArtemis) {
-                AskArtemis(number, question.inquiry->question);
-            } else {
-                Request("queue://ActiveMQ.Statistics.Destination." + question.inquiry->question.name,
-                        "q" + std::to_string(number));
-                // Answered behind the other one, which is answered once for each queue there is.
-                Request("queue://ActiveMQ.Statistics.Broker", "b" + std::to_string(number));
-            }
+            flavor_ == Flavor::kArtemis ? SendArtemis(number, question) : SendClassic(number, question);
         }
     }
 
-    void Request(const std::string& to, const std::string& correlation) {
+    void SendArtemis(std::uint64_t number, Asked& question) {
+        const Question& asked = question.inquiry->question;
+        switch (asked.kind) {
+            case Kind::kCounts:
+                return AskArtemis(number, "broker", "listQueues",
+                                  QueueListArguments(asked.name, ByOf(asked)));
+            case Kind::kCall: return AskArtemis(number, asked.name, asked.operation, "[]");
+            case Kind::kMark: {
+                // The broker numbers messages and queues from one sequence: a queue that is made now
+                // has a higher number than all messages there are.
+                proton::source_options temporary;
+                temporary.dynamic(true);
+                return OpenLook(number, question, {}, temporary);
+            }
+            case Kind::kBrowse: return;  // is not asked of Artemis
+        }
+    }
+
+    void SendClassic(std::uint64_t number, Asked& question) {
+        const Question& asked = question.inquiry->question;
+        switch (asked.kind) {
+            case Kind::kCounts:
+                Request("queue://ActiveMQ.Statistics.Destination." + asked.name,
+                        "q" + std::to_string(number));
+                // Answered behind the other one, which is answered once for each queue there is.
+                return Request("queue://ActiveMQ.Statistics.Broker", "b" + std::to_string(number));
+            case Kind::kMark:
+                // Comes back with the moment at which it expires, by the broker's clock.
+                return Request(reply_to_, "m" + std::to_string(number), kMarkLives);
+            case Kind::kBrowse: {
+                proton::value selector;
+                proton::codec::encoder encoder{selector};
+                encoder << proton::codec::start::described()
+                        << proton::symbol{"apache.org:selector-filter:string"} << asked.operation
+                        << proton::codec::finish();
+                proton::source::filter_map filters;
+                filters.put(proton::symbol{"jms-selector"}, selector);
+                proton::source_options source;
+                source.address("queue://" + asked.name);
+                source.distribution_mode(proton::source::COPY).filters(filters);
+                return OpenLook(number, question, "queue://" + asked.name, source);
+            }
+            case Kind::kCall: return;  // is not asked of Classic
+        }
+    }
+
+    void Request(const std::string& to, const std::string& correlation,
+                 std::chrono::milliseconds lives = std::chrono::minutes{1}) {
         proton::message request;
         request.to(to);
         request.reply_to(reply_to_);
         request.correlation_id(correlation);
         // Where nobody answers it, it must not lie there for ever.
-        request.ttl(proton::duration::MINUTE);
+        request.ttl(proton::duration{static_cast<proton::duration::numeric_type>(lives.count())});
         request.body() = proton::binary{};
         request.inferred(true);
         sender_.send(request);
@@ -239,14 +369,38 @@ private:
         return question.all ? QueuesBy::kAddress : QueuesBy::kName;
     }
 
-    void AskArtemis(std::uint64_t number, const Question& question) {
+    // A link of one question's own; no message comes before it is given credit.
+    void OpenLook(std::uint64_t number, Asked& question, const std::string& address,
+                  proton::source_options& source) {
+        const std::string name = FreshLinkName({});
+        looks_.emplace(name, number);
+        proton::receiver_options options;
+        options.name(name).source(source).credit_window(0).auto_accept(false);
+        question.look = connection_.open_receiver(address, options);
+    }
+
+    void AskArtemis(std::uint64_t number, const std::string& resource, const std::string& operation,
+                    const std::string& arguments) {
+        proton::message request = ArtemisRequest(number, resource);
+        request.properties().put("_AMQ_OperationName", operation);
+        request.body() = arguments;
+        sender_.send(request);
+    }
+
+    void AskAttribute(std::uint64_t number, const std::string& resource, const std::string& attribute) {
+        proton::message request = ArtemisRequest(number, resource);
+        request.properties().put("_AMQ_Attribute", attribute);
+        request.body() = std::string{};
+        sender_.send(request);
+    }
+
+    [[nodiscard]] proton::message ArtemisRequest(std::uint64_t number,
+                                                 const std::string& resource) const {
         proton::message request;
         request.reply_to(reply_to_);
         request.correlation_id(std::to_string(number));
-        request.properties().put("_AMQ_ResourceName", std::string{"broker"});
-        request.properties().put("_AMQ_OperationName", std::string{"listQueues"});
-        request.body() = QueueListArguments(question.name, ByOf(question));
-        sender_.send(request);
+        request.properties().put("_AMQ_ResourceName", resource);
+        return request;
     }
 
     void OnArtemisReply(const proton::message& message) {
@@ -256,13 +410,18 @@ private:
         const std::string body = TextOf(message.body());
         const proton::scalar succeeded = message.properties().get("_AMQ_OperationSucceeded");
         if (succeeded.type() != proton::BOOLEAN || !proton::get<bool>(succeeded)) {
-            question->second.inquiry->Fail(
-                {ErrorCode::kRefused, broker_ + ": activemq.management answers " + body, {}});
-        } else {
-            const Question& asked = question->second.inquiry->question;
-            question->second.inquiry->Finish({{}, ReadQueueList(body, asked.name, ByOf(asked))});
+            const std::string text = broker_ + ": activemq.management answers " + body;
+            return Finish(question, {.failure = Failure{ErrorCode::kRefused, text, {}}});
         }
-        open_.erase(question);
+        const Question& asked = question->second.inquiry->question;
+        Inquiry::Answer answer;
+        switch (asked.kind) {
+            case Kind::kCounts: answer.queue = ReadQueueList(body, asked.name, ByOf(asked)); break;
+            case Kind::kMark: answer.position = ReadNumber(body); break;
+            case Kind::kCall:
+            case Kind::kBrowse: answer.text = body; break;
+        }
+        Finish(question, std::move(answer));
     }
 
     void OnStatistics(const proton::message& message) {
@@ -271,6 +430,11 @@ private:
         const auto question = open_.find(std::stoull(id.substr(1)));
         if (question == open_.end()) return;
         Asked& asked = question->second;
+        if (id.front() == 'm') {
+            const std::int64_t expires = message.expiry_time().milliseconds();
+            if (expires == 0) throw std::invalid_argument{"no absolute-expiry-time"};
+            return Finish(question, {.position = expires - kMarkLives.count()});
+        }
         if (id.front() == 'q') {
             std::map<std::string, proton::value> said;
             proton::get(message.body(), said);
@@ -279,8 +443,7 @@ private:
             asked.queues->consumers += proton::coerce<std::uint64_t>(said.at("consumerCount"));
             if (asked.inquiry->question.all) return;
         }
-        asked.inquiry->Finish({{}, asked.queues});
-        open_.erase(question);
+        Finish(question, {.queue = asked.queues});
     }
 
     const Flavor flavor_;
@@ -289,7 +452,10 @@ private:
     proton::sender sender_ = {};
     proton::receiver receiver_ = {};
     std::string reply_to_ = {};
-    std::map<std::uint64_t, Asked> open_ = {};
+    proton::connection connection_ = {};
+    std::uint64_t connection_number_ = 0;
+    Open open_ = {};
+    std::map<std::string, std::uint64_t> looks_ = {};  // the questions by the names of their links
     std::uint64_t next_number_ = 1;
     Clock::time_point next_deadline_ = Clock::time_point::max();
     bool answers_ = false;  // by this connection

@@ -11,6 +11,7 @@
 #include <mq/backends/activemq/failure.hpp>
 #include <mq/backends/activemq/inquirer.hpp>
 #include <mq/backends/activemq/options.hpp>
+#include <mq/backends/activemq/product.hpp>
 #include <mq/backends/activemq/proton.hpp>
 #include <mq/detail/backoff.hpp>
 #include <mq/detail/mailbox.hpp>
@@ -147,8 +148,9 @@ protected:
     const std::shared_ptr<const Settings> settings_;
 
 private:
-    void on_connection_open(proton::connection& /*connection*/) override {
+    void on_connection_open(proton::connection& connection) override {
         if (connection_ == nullptr || lost_ || open_) return;
+        if (auto wrong = CheckProduct(connection)) return Lose(*std::move(wrong));
         open_ = true;
         connected_at_ = Clock::now();
         logged_.clear();
@@ -156,6 +158,22 @@ private:
         settings_->context.log(LogLevel::kInfo, connection_->Where() + ": connected to " + purpose_);
         mail_->SetConnected(true, {});
         OnUp();
+    }
+    // A broker that does not say what it is, or is of another make, is taken at the URL's word.
+    std::optional<Failure> CheckProduct(const proton::connection& connection) {
+        std::string product;
+        const auto said = connection.properties();
+        if (const auto found = said.find("product"); found != said.end())
+            product = TextOf(found->second);
+        if (auto wrong = WrongProduct(Where(), settings_->context.url, product)) return wrong;
+        if (!FlavorOfProduct(product) && !std::exchange(product_doubted_, true)) {
+            settings_->context.log(LogLevel::kWarning,
+                                   Where() + ": the broker does not say that it is an ActiveMQ" +
+                                       (product.empty() ? "" : ", but " + mq::detail::Shown(product)) +
+                                       ": it is used as " + std::string{ToString(settings_->flavor)} +
+                                       ", as the URL says");
+        }
+        return std::nullopt;
     }
     void on_connection_error(proton::connection& connection) override { LoseBy(connection.error()); }
     void on_connection_close(proton::connection& /*connection*/) override {
@@ -193,17 +211,22 @@ private:
         if (tracker.state() != proton::transfer::ACCEPTED) inquirer_.OnRejected();
     }
     void on_receiver_open(proton::receiver& receiver) override {
-        inquirer_.Owns(receiver) ? inquirer_.OnReceiverOpen() : OnReceiverOpen(receiver);
+        inquirer_.Owns(receiver) ? inquirer_.OnReceiverOpen(receiver) : OnReceiverOpen(receiver);
     }
     void on_receiver_error(proton::receiver& /*receiver*/) override {}  // on_receiver_close follows
     void on_receiver_detach(proton::receiver& receiver) override { on_receiver_close(receiver); }
     void on_receiver_close(proton::receiver& receiver) override {
         const auto why = ReasonOf(receiver);
         Ended(receiver);
+        if (inquirer_.OnLookGone(receiver, why)) return;
         inquirer_.Owns(receiver) ? inquirer_.OnGone(why) : OnReceiverGone(receiver, why);
     }
     void on_message(proton::delivery& delivery, proton::message& message) override {
-        inquirer_.Owns(delivery.receiver()) ? inquirer_.OnReply(message) : OnMessage(delivery, message);
+        inquirer_.Owns(delivery.receiver()) ? inquirer_.OnMessage(delivery, message)
+                                            : OnMessage(delivery, message);
+    }
+    void on_receiver_drain_finish(proton::receiver& receiver) override {
+        if (inquirer_.Owns(receiver)) inquirer_.OnDrained(receiver);
     }
 
     [[nodiscard]] std::optional<Failure> ReasonOf(const proton::link& link) const {
@@ -372,7 +395,7 @@ private:
     [[nodiscard]] Failure FailureBy(const proton::error_condition& error) const {
         Failure failure = FromCondition(Where(), error.name(), error.description());
         // Whatever is wrong with a connection, the next one may be right; not so with a login.
-        if (failure.code != ErrorCode::kAccessDenied) failure.code = ErrorCode::kUnavailable;
+        if (!failure.NeedsSomebody()) failure.code = ErrorCode::kUnavailable;
         return failure;
     }
 
@@ -463,6 +486,7 @@ private:
     Inquirer inquirer_;
     std::unique_ptr<Dial> dial_ = {};
     std::unique_ptr<Connection> connection_ = {};
+    bool product_doubted_ = false;      // and said so
     bool open_ = false;                 // the broker has answered the open
     std::optional<Failure> lost_ = {};  // the connection is broken, and is given up with this turn
     std::optional<Failure> last_failure_ = {};

@@ -10,6 +10,7 @@
 #include <stdexcept>
 #include <string>
 #include <string_view>
+#include <vector>
 
 namespace mq::activemq {
 
@@ -17,6 +18,7 @@ namespace mq::activemq {
 struct QueueState {
     std::uint64_t messages = 0;   ///< Ready, delivered and not settled, or waiting for a retry.
     std::uint64_t consumers = 0;  ///< Of the whole group.
+    std::uint64_t scheduled = 0;  ///< Of the messages: those that wait for a time. Artemis alone.
 };
 
 /// What a list of queues is asked for by.
@@ -60,10 +62,57 @@ inline std::optional<QueueState> ReadQueueList(std::string_view body, std::strin
             if (!state) state = QueueState{};
             state->messages += detail::CountIn(row, "messageCount");
             state->consumers += detail::CountIn(row, "consumerCount");
+            if (row.contains("scheduledCount"))
+                state->scheduled += detail::CountIn(row, "scheduledCount");
         }
         return state;
     } catch (const Json::exception& error) {
         throw std::invalid_argument(std::string{"not an answer of listQueues: "} + error.what());
+    }
+}
+
+/// Reads the answer to an operation or attribute that is a number.
+/// @throws std::invalid_argument where it is none.
+inline std::int64_t ReadNumber(std::string_view body) {
+    using mq::detail::Json;
+    try {
+        const Json value = Json::parse(body).at(0);
+        return value.is_string() ? std::stoll(value.get<std::string>()) : value.get<std::int64_t>();
+    } catch (const Json::exception& error) {
+        throw std::invalid_argument(std::string{"not a number: "} + error.what());
+    }
+}
+
+/// A message as an operation lists it.
+struct ListedMessage {
+    std::int64_t number = 0;  ///< In the order of arrival, among all messages of the broker.
+    int priority = 4;
+};
+
+namespace detail {
+
+inline void CollectMessages(const mq::detail::Json& value, std::vector<ListedMessage>& found) {
+    if (value.is_array()) {
+        for (const auto& each : value) CollectMessages(each, found);
+    } else if (value.is_object() && value.contains("messageID")) {
+        found.push_back({value.at("messageID").get<std::int64_t>(), value.value("priority", 4)});
+    } else if (value.is_object() && value.contains("elements")) {
+        CollectMessages(value.at("elements"), found);
+    }
+}
+
+}  // namespace detail
+
+/// Reads the answer to getFirstMessageAsJSON or listDeliveringMessagesAsJSON.
+/// @throws std::invalid_argument where it is no such answer.
+inline std::vector<ListedMessage> ReadMessages(std::string_view body) {
+    using mq::detail::Json;
+    try {
+        std::vector<ListedMessage> found;
+        detail::CollectMessages(Json::parse(Json::parse(body).at(0).get<std::string>()), found);
+        return found;
+    } catch (const Json::exception& error) {
+        throw std::invalid_argument(std::string{"not a list of messages: "} + error.what());
     }
 }
 

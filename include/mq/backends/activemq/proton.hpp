@@ -5,6 +5,7 @@
 
 #include <proton/binary.hpp>
 #include <proton/codec/decoder.hpp>
+#include <proton/codec/encoder.hpp>
 #include <proton/condition.h>
 #include <proton/connection.hpp>
 #include <proton/connection_options.hpp>
@@ -17,6 +18,7 @@
 #include <proton/io/connection_driver.hpp>
 #include <proton/link.h>
 #include <proton/link.hpp>
+#include <proton/map.hpp>
 #include <proton/message.hpp>
 #include <proton/message_id.hpp>
 #include <proton/messaging_handler.hpp>

@@ -6,6 +6,7 @@
 
 #include <mq/backend.hpp>
 #include <mq/backends/activemq/codec.hpp>
+#include <mq/backends/activemq/declarations.hpp>
 #include <mq/backends/activemq/engine.hpp>
 #include <mq/backends/activemq/in_flight.hpp>
 #include <mq/backends/activemq/io_loop.hpp>
@@ -34,29 +35,49 @@
 
 namespace mq::activemq {
 
-/// The way to one destination. Its first two members are immutable; the others are the I/O thread's.
+/// One description of a route's destination, as a publisher was made with it. Immutable.
+struct Description {
+    Description(const backend::Destination& destination, Flavor flavor, const Options& options)
+        : groups(destination.groups) {
+        const Topology topology{destination, flavor, options};
+        // The one queue of an address comes to be with the link that is published by.
+        if (topology.IsQueue()) return;
+        for (const std::string& group : groups) sources.push_back(topology.SourceOf(group));
+    }
+
+    std::vector<std::string> groups = {};
+    std::vector<GroupSource> sources = {};  ///< What must be there before a message is sent.
+};
+
+/// The way to one address of a topic, however its destination is described: what is published to one
+/// address goes by one link and keeps its order, also where a reload names other groups in between.
+/// The topic, the address and the topology are immutable; `descriptions` belongs to
+/// PublishingLoop::RouteTo, the rest to the I/O thread.
 struct Route {
     enum class Stage : unsigned char {
-        kIdle,       ///< No link; made at retry_at, where something waits.
-        kDeclaring,  ///< The groups' queues or subscriptions are being made, one after the other.
-        kOpening,    ///< The link is being made.
+        kIdle,     ///< No link; made at retry_at, where something waits.
+        kOpening,  ///< The link is being made.
         kOpen,
     };
 
-    Route(std::shared_ptr<const backend::Destination> where, Flavor flavor, const Options& options)
-        : destination(std::move(where)), topology(*destination, flavor, options) {}
+    Route(const backend::Destination& where, Flavor flavor, const Options& options)
+        : topic(where.topic), address(where.address), topology(where, flavor, options) {}
 
-    const std::shared_ptr<const backend::Destination> destination;
+    const std::string topic;
+    const std::string address;
     const Topology topology;
+    std::deque<Description> descriptions = {};  ///< None moves or goes away.
+
     Stage stage = Stage::kIdle;
-    std::size_t declared = 0;     ///< How many of the groups are.
-    std::string declaring = {};   ///< The name of the link that declares one.
-    bool declaring_open = false;  ///< That link stands, and is being closed again.
+    detail::Declarations declarations = {};         ///< Of the groups' queues or subscriptions.
+    std::shared_ptr<detail::Inquiry> looking = {};  ///< Whether the one under way is there.
+    const Description* ready = nullptr;  ///< Its queues are all there, to be relied on until then.
+    backend::Clock::time_point ready_until = {};
     proton::sender sender = {};
     std::uint64_t max_size = 0;        ///< The broker's limit for a message in bytes; 0 for none.
     std::deque<Pending> waiting = {};  ///< Accepted and not yet sent, in order.
     backend::Clock::time_point retry_at = {};
-    backend::Clock::time_point asked_at = {};
+    backend::Clock::time_point asked_at = {};  ///< When the link was asked for.
     backend::Clock::time_point open_since = {};
     mq::detail::Backoff backoff{std::chrono::milliseconds{100}, std::chrono::seconds{10}};
     std::string why_not = {};  ///< Why there is no link.
@@ -80,23 +101,27 @@ public:
 
     ~PublishingLoop() override { Close(Clock::now()); }
 
-    /// The route of a destination; an equal destination has the same one. Thread-safe.
+    /// A publisher's way: the route of its topic and address, and how it describes the destination.
+    struct Way {
+        Route* route = nullptr;
+        const Description* description = nullptr;
+    };
+
+    /// The way to a destination. Thread-safe.
     /// @throws Error (kInvalidArgument) where the address is not one for the broker.
-    Route* RouteTo(std::shared_ptr<const backend::Destination> destination) {
+    Way WayTo(const backend::Destination& destination) {
         const std::lock_guard lock{routes_mutex_};
-        for (Route& route : routes_) {
-            const backend::Destination& known = *route.destination;
-            if (known.topic == destination->topic && known.address == destination->address &&
-                known.groups == destination->groups && known.ordered == destination->ordered) {
-                return &route;
-            }
+        Route& route = RouteTo(destination);
+        for (const Description& known : route.descriptions) {
+            if (known.groups == destination.groups) return {&route, &known};
         }
-        return &routes_.emplace_back(std::move(destination), settings_->flavor, settings_->options);
+        return {&route,
+                &route.descriptions.emplace_back(destination, settings_->flavor, settings_->options)};
     }
 
     /// Never blocks. Thread-safe.
-    void Submit(std::unique_ptr<backend::Publication> publication, Route* route) noexcept {
-        Pending pending{std::move(publication), route};
+    void Submit(std::unique_ptr<backend::Publication> publication, Way way) noexcept {
+        Pending pending{std::move(publication), way.route, way.description};
         try {
             if (!Started()) Start();
         } catch (const std::system_error& error) {
@@ -131,12 +156,15 @@ public:
 
 private:
     using Stage = Route::Stage;
+    using Step = Declarations::Step;
 
     // What is encoded before the socket gets it, in bytes. Little, so that a broker that has just given
     // credit is at work on the first messages while the rest are encoded.
     static constexpr std::size_t kMostUnsent = std::size_t{64} << 10u;
     // How long the broker may take to answer that a link is to be made.
     static constexpr std::chrono::seconds kPatience{30};
+    // How long it may take to say whether a queue is there.
+    static constexpr std::chrono::seconds kLook{10};
 
     // How long, from the deadline of a message on, it may take to answer what became of it. A broker
     // that lives and never says so would keep a place of the window for ever.
@@ -169,12 +197,24 @@ private:
     void OnReceiverOpen(proton::receiver& receiver) override;
     void OnReceiverGone(proton::receiver& receiver, const std::optional<Failure>& why) override;
 
+    // With routes_mutex_ held.
+    Route& RouteTo(const backend::Destination& destination) {
+        for (Route& route : routes_) {
+            if (route.topic == destination.topic && route.address == destination.address) return route;
+        }
+        return routes_.emplace_back(destination, settings_->flavor, settings_->options);
+    }
+
     void Accept(Pending pending);
     void Advance(Route& route, Clock::time_point now);
-    void DeclareNext(Route& route);
-    void OnDeclared(Route& route, bool stands);
+    void LoseWhereSilent(const Route& route, Clock::time_point now);
+    bool IsReady(Route& route, Clock::time_point now);
+    void Declare(Route& route, const GroupSource& source, Clock::time_point now);
+    void MakeQueue(Route& route, const GroupSource& source, Clock::time_point now);
+    void FinishLooking(Route& route, Clock::time_point now);
     void OnDeclarationGone(Route& route, const std::optional<Failure>& why);
-    void OpenLink(Route& route);
+    void OnDeclarationFailed(Route& route, const Failure& failure);
+    void OpenLink(Route& route, Clock::time_point now);
     void OnRouteFailed(Route& route, const Failure& failure);
     [[nodiscard]] bool MaySend(const Route& route) const;
     void Pump(Route& route, Clock::time_point now);
@@ -220,7 +260,8 @@ private:
     }
 
     const std::shared_ptr<PublishingMailbox> mailbox_;
-    std::mutex routes_mutex_ = {};  // guards the container routes_; a route never moves or goes away
+    // Guards the container routes_, and the descriptions in them; a route never moves or goes away.
+    std::mutex routes_mutex_ = {};
     std::deque<Route> routes_ = {};
 
     // Of the I/O thread alone:
@@ -271,12 +312,16 @@ inline Clock::time_point PublishingLoop::NextTurn() const {
     next = std::min(next, overdue_at_);
     for (const Route* const route : used_) {
         if (route->waiting.empty()) continue;
-        if (route->stage == Stage::kIdle) {
+        const Declarations& declarations = route->declarations;
+        const bool ready = route->ready == route->waiting.front().description;
+        if (MaySend(*route) && !Wire().WriteBlocked()) next = Clock::time_point::min();
+        // A turn with this time behind it asks for the link, or for the queue that is missing.
+        if (declarations.step() == Step::kNone && (route->stage == Stage::kIdle || !ready)) {
             next = std::min(next, route->retry_at);
-        } else if (route->stage != Stage::kOpen) {
-            next = std::min(next, route->asked_at + kPatience);
-        } else if (MaySend(*route) && !Wire().WriteBlocked()) {
-            next = Clock::time_point::min();
+        }
+        if (route->stage == Stage::kOpening) next = std::min(next, route->asked_at + kPatience);
+        if (declarations.step() != Step::kNone) {
+            next = std::min(next, declarations.asked_at() + kPatience);
         }
     }
     return next;
@@ -294,60 +339,119 @@ inline void PublishingLoop::Accept(Pending pending) {
     route.waiting.push_back(std::move(pending));
 }
 
+// For a route with something to send.
 inline void PublishingLoop::Advance(Route& route, Clock::time_point now) {
-    if (route.stage == Stage::kIdle && now >= route.retry_at) {
-        route.asked_at = now;
-        route.stage = Stage::kDeclaring;
-        DeclareNext(route);
+    if (route.looking != nullptr) FinishLooking(route, now);
+    if (now >= route.retry_at) {
+        const auto& wanted = route.waiting.front().description->sources;
+        if (const GroupSource* next = route.declarations.Next(wanted, now)) Declare(route, *next, now);
+        if (route.stage == Stage::kIdle && IsReady(route, now)) OpenLink(route, now);
     }
-    if (route.stage == Stage::kOpen) {
-        Pump(route, now);
-    } else if (route.stage != Stage::kIdle && now >= route.asked_at + kPatience) {
-        Lose({ErrorCode::kUnavailable,
-              Wire().Where() + ": no answer to a link to " + route.topology.Target(),
-              {}});
+    if (route.stage == Stage::kOpen) Pump(route, now);
+    LoseWhereSilent(route, now);
+}
+
+inline void PublishingLoop::LoseWhereSilent(const Route& route, Clock::time_point now) {
+    const auto lose = [this](const std::string& address) {
+        Lose({ErrorCode::kUnavailable, Wire().Where() + ": no answer to a link to " + address, {}});
+    };
+    if (route.stage == Stage::kOpening && now >= route.asked_at + kPatience) {
+        return lose(route.topology.Target());
+    }
+    const Declarations& declarations = route.declarations;
+    if (declarations.step() != Step::kNone && now >= declarations.asked_at() + kPatience) {
+        lose(declarations.source().address);
     }
 }
 
+// Whether the queues are there that the next message needs.
+inline bool PublishingLoop::IsReady(Route& route, Clock::time_point now) {
+    const Description* const wanted = route.waiting.front().description;
+    if (route.ready == wanted && now < route.ready_until) return true;
+    const auto until = route.declarations.TrustedUntil(wanted->sources);
+    const bool ready = until && now < *until;
+    route.ready = ready ? wanted : nullptr;
+    route.ready_until = until.value_or(now);
+    return ready;
+}
+
 // A queue of Classic comes to be when somebody means to send to it; a subscription of Artemis with its
-// first reader, which takes nothing here.
-inline void PublishingLoop::DeclareNext(Route& route) {
-    const auto& groups = route.destination->groups;
-    if (route.declared >= groups.size() || route.topology.IsQueue()) return OpenLink(route);
-    const GroupSource source = route.topology.SourceOf(groups[route.declared]);
-    route.declaring = FreshLinkName(source.link);
-    route.declaring_open = false;
-    by_link_[route.declaring] = &route;
+// first reader, which takes nothing here. Such a reader counts as a listener for as long as it is
+// there: whether a subscription is there still is asked instead.
+inline void PublishingLoop::Declare(Route& route, const GroupSource& source, Clock::time_point now) {
+    if (!source.subscription || !route.declarations.Seen(source.queue)) {
+        return MakeQueue(route, source, now);
+    }
+    route.declarations.Begin(source, Step::kLooking, {}, now);
+    route.looking = std::make_shared<Inquiry>(Question{source.queue}, now + kLook);
+    Ask(route.looking);
+}
+
+inline void PublishingLoop::MakeQueue(Route& route, const GroupSource& source, Clock::time_point now) {
+    const std::string name = FreshLinkName(source.link);
+    route.declarations.Begin(source, Step::kMaking, name, now);
+    by_link_[name] = &route;
     if (source.subscription) {
-        static_cast<void>(OpenReceiver(Wire().Amqp(), source, route.declaring));
+        static_cast<void>(OpenReceiver(Wire().Amqp(), source, name));
     } else {
         proton::target_options target;
         target.address(source.address);
         static_cast<void>(Wire().Amqp().open_sender(
-            source.address, proton::sender_options{}.name(route.declaring).target(target)));
+            source.address, proton::sender_options{}.name(name).target(target)));
     }
 }
 
-// The broker has answered that the declaring link stands, or will say at once why it does not.
-inline void PublishingLoop::OnDeclared(Route& route, bool stands) { route.declaring_open = stands; }
+inline void PublishingLoop::FinishLooking(Route& route, Clock::time_point now) {
+    const auto answer = route.looking->TryAnswer();
+    if (!answer) return;
+    route.looking = nullptr;
+    // Who may not ask the broker can only rely on what was there.
+    if (answer->failure || answer->queue) return route.declarations.Finish(now);
+    settings_->context.log(LogLevel::kWarning, Wire().Where() + ": the queue " +
+                                                   route.declarations.source().queue +
+                                                   " was removed, and is made again");
+    route.declarations.Missing();
+    route.ready = nullptr;
+}
 
 inline void PublishingLoop::OnDeclarationGone(Route& route, const std::optional<Failure>& why) {
-    by_link_.erase(route.declaring);
-    route.declaring.clear();
-    if (!route.declaring_open) {
-        return OnRouteFailed(
+    by_link_.erase(route.declarations.link());
+    if (route.declarations.step() != Step::kMade) {
+        return OnDeclarationFailed(
             route,
             why.value_or(Failure{ErrorCode::kUnavailable,
                                  Wire().Where() + ": the broker has refused a group's queue of " +
                                      route.topology.Target(),
                                  {}}));
     }
-    ++route.declared;
-    DeclareNext(route);
+    route.declarations.Finish(Clock::now());
+    if (route.stage == Stage::kOpen) route.backoff.Reset();
 }
 
-inline void PublishingLoop::OpenLink(Route& route) {
+// Where the broker says no, what needs the queue gets that answer; what does not is sent.
+inline void PublishingLoop::OnDeclarationFailed(Route& route, const Failure& failure) {
+    const std::string queue = route.declarations.source().queue;
+    settings_->context.log(LogLevel::kWarning, failure.text + ", of the queue " + queue);
+    const auto trusted = route.declarations.TrustedUntil({route.declarations.source()});
+    route.declarations.End();
+    route.retry_at = Clock::now() + route.backoff.Next();
+    route.why_not = failure.text;
+    if (failure.code == ErrorCode::kUnavailable || (trusted && Clock::now() < *trusted)) return;
+    for (Pending& pending : std::exchange(route.waiting, {})) {
+        const auto& sources = pending.description->sources;
+        const bool needs_it = std::any_of(sources.begin(), sources.end(),
+                                          [&](const auto& source) { return source.queue == queue; });
+        if (needs_it) {
+            Fail(std::move(pending), failure);
+        } else {
+            route.waiting.push_back(std::move(pending));
+        }
+    }
+}
+
+inline void PublishingLoop::OpenLink(Route& route, Clock::time_point now) {
     route.stage = Stage::kOpening;
+    route.asked_at = now;
     const std::string name = FreshLinkName({});
     by_link_[name] = &route;
     proton::target_options target;
@@ -364,8 +468,8 @@ inline void PublishingLoop::OnSenderOpen(proton::sender& sender) {
     if (route == nullptr) return;
     // A link that the broker refuses is answered without a target, and closed at once.
     const bool stands = !sender.target().address().empty();
-    if (sender.name() == route->declaring) {
-        OnDeclared(*route, stands);
+    if (sender.name() == route->declarations.link()) {
+        route->declarations.Answered(stands);
         if (stands) sender.close();
     } else if (stands && route->stage == Stage::kOpening) {
         route->stage = Stage::kOpen;
@@ -377,7 +481,7 @@ inline void PublishingLoop::OnSenderOpen(proton::sender& sender) {
 inline void PublishingLoop::OnReceiverOpen(proton::receiver& receiver) {
     Route* const route = RouteOf(receiver);
     if (route == nullptr || receiver.source().address().empty()) return;
-    OnDeclared(*route, true);
+    route->declarations.Answered(true);
     // Closed, the subscription would be gone again.
     receiver.detach();
 }
@@ -390,7 +494,7 @@ inline void PublishingLoop::OnReceiverGone(proton::receiver& receiver,
 inline void PublishingLoop::OnSenderGone(proton::sender& sender, const std::optional<Failure>& why) {
     Route* const route = RouteOf(sender);
     if (route == nullptr) return;
-    if (sender.name() == route->declaring) return OnDeclarationGone(*route, why);
+    if (sender.name() == route->declarations.link()) return OnDeclarationGone(*route, why);
     by_link_.erase(sender.name());
     OnRouteFailed(*route, why.value_or(Failure{ErrorCode::kUnavailable,
                                                Wire().Where() + ": the broker has closed the link to " +
@@ -408,19 +512,22 @@ inline void PublishingLoop::OnRouteFailed(Route& route, const Failure& failure) 
     }
     route.stage = Stage::kIdle;
     route.sender = {};
-    route.declared = 0;
+    // What has ended the link may have taken the queues along.
+    route.declarations.Distrust();
+    route.ready = nullptr;
     route.retry_at = Clock::now() + route.backoff.Next();
     route.why_not = failure.text;
     if (failure.code != ErrorCode::kUnavailable) FailWaiting(route, failure);
 }
 
 inline bool PublishingLoop::MaySend(const Route& route) const {
-    return route.stage == Stage::kOpen && !route.waiting.empty() && !in_flight_.Full() &&
+    return route.stage == Stage::kOpen && !route.waiting.empty() &&
+           route.ready == route.waiting.front().description && !in_flight_.Full() &&
            route.sender.credit() > 0 && route.sender.session().outgoing_bytes() < kMostUnsent;
 }
 
 inline void PublishingLoop::Pump(Route& route, Clock::time_point now) {
-    while (MaySend(route)) {
+    while (!route.waiting.empty() && IsReady(route, now) && MaySend(route)) {
         Pending pending = std::move(route.waiting.front());
         route.waiting.pop_front();
         if (pending.publication->deadline <= now) {
@@ -506,10 +613,11 @@ inline void PublishingLoop::OnDown(const Failure& failure) {
         if (WasOpen()) Requeue(*route);
         route->stage = Stage::kIdle;
         route->sender = {};
-        route->declared = 0;
-        route->declaring.clear();
+        route->declarations.Forget();
+        route->looking = nullptr;
+        route->ready = nullptr;
         // The next attempt is refused like this one, until somebody has changed something.
-        if (failure.code == ErrorCode::kAccessDenied) FailWaiting(*route, failure);
+        if (failure.NeedsSomebody()) FailWaiting(*route, failure);
     }
     by_link_.clear();
 }
@@ -549,6 +657,9 @@ inline Failure PublishingLoop::WaitedTooLong(const Route& route) const {
     std::string text = Wire().Where() + ": not sent before its deadline: ";
     if (route.stage != Stage::kOpen) {
         text += "there is no link to " + route.topology.Target();
+        if (!route.why_not.empty()) text += ": " + route.why_not;
+    } else if (route.ready == nullptr && !route.declarations.source().queue.empty()) {
+        text += "the queue " + route.declarations.source().queue + " is not known to be there";
         if (!route.why_not.empty()) text += ": " + route.why_not;
     } else if (in_flight_.Full()) {
         text += "the broker has not confirmed the " + std::to_string(in_flight_.Size()) +
