@@ -24,6 +24,7 @@
 #include <chrono>
 #include <cstddef>
 #include <cstdint>
+#include <cstdlib>
 #include <cstring>
 #include <memory>
 #include <mutex>
@@ -145,6 +146,20 @@ struct Target {
     std::string where = {};            ///< The beginning of every error text: broker, host, port.
 };
 
+/// What a broker says that it is, when it is logged in to.
+struct Server {
+    std::string product = {};
+    std::string version = {};
+
+    [[nodiscard]] bool IsRabbitMq() const { return product == "RabbitMQ"; }
+
+    /// Whether a quorum queue that says nothing of a delivery limit has one all the same: 20, from
+    /// RabbitMQ 4.0 on.
+    [[nodiscard]] bool HasDefaultDeliveryLimit() const {
+        return IsRabbitMq() && !version.empty() && std::atoi(version.c_str()) >= 4;
+    }
+};
+
 /// One connection. Open blocks, and everything else does not. One thread at a time.
 class Connection {
 public:
@@ -162,6 +177,8 @@ public:
     [[nodiscard]] int Socket() const { return amqp_get_sockfd(state_); }
     [[nodiscard]] std::uint16_t ChannelMax() const noexcept { return channel_max_; }
     [[nodiscard]] const std::string& Where() const noexcept { return where_; }
+
+    [[nodiscard]] const Server& GetServer() const noexcept { return server_; }
 
     /// Why Read or Flush found the connection broken.
     [[nodiscard]] const Failure& Broken() const noexcept { return broken_; }
@@ -212,6 +229,10 @@ private:
     static constexpr std::size_t kFrameHead = 7;  // type, channel, size (AMQP 0-9-1, section 4.2.3)
     static constexpr std::size_t kFrameTail = 1;
     static constexpr int kFrameMax = 131072;
+    // What is taken from the broker, whatever was agreed on: it adds to the headers of a message
+    // (x-death where it dead-letters) without a look at the connections by which the message will
+    // leave, and sends them in one frame all the same.
+    static constexpr int kInboundFrameMax = 16 << 20;
     // What the library hands to OpenSSL in one piece: where poll says that a socket can be written,
     // there is room for this much, so that the library does not wait.
     static constexpr std::size_t kTlsPiece = 16384;
@@ -222,6 +243,7 @@ private:
                        Failure& failure);
     bool OpenTls(const Target& target, const Options& options, Failure& failure);
     bool LogIn(const Target& target, const Options& options, Failure& failure);
+    void ReadServer();
 
     static void Put16(std::uint8_t* at, std::uint16_t value) noexcept {
         at[0] = static_cast<std::uint8_t>(value >> 8u);
@@ -266,6 +288,7 @@ private:
     std::size_t frame_max_ = kFrameMax;
     std::chrono::milliseconds heartbeat_ = {};
     std::string where_ = {};
+    Server server_ = {};
     OutBuffer out_ = {};
     std::uint64_t written_ = 0;
     Clock::time_point last_sent_ = Clock::now();
@@ -468,10 +491,27 @@ inline bool Connection::LogIn(const Target& target, const Options& options, Fail
     heartbeat_ = std::chrono::seconds{amqp_get_heartbeat(state_)};
     if (heartbeat_.count() == 0) heartbeat_ = options.heartbeat;
     where_ = target.where;
-    // The library's own heartbeats would be written between two halves of a frame of ours.
-    amqp_tune_connection(state_, channel_max_, static_cast<int>(frame_max_), 0);
+    ReadServer();
+    // The library's own heartbeats would be written between two halves of a frame of ours. Its limit is
+    // that of what is read; what is written is encoded here, within frame_max_.
+    amqp_tune_connection(state_, channel_max_, kInboundFrameMax, 0);
     last_sent_ = last_received_ = Clock::now();
     return true;
+}
+
+inline void Connection::ReadServer() {
+    const amqp_table_t* const properties = amqp_get_server_properties(state_);
+    for (int i = 0; properties != nullptr && i < properties->num_entries; ++i) {
+        const amqp_table_entry_t& entry = properties->entries[i];
+        if (entry.value.kind != AMQP_FIELD_KIND_UTF8 && entry.value.kind != AMQP_FIELD_KIND_BYTES) {
+            continue;
+        }
+        // Texts from a stranger, for a log line and a comparison.
+        constexpr std::size_t kMost = 100;
+        const std::string text{View(entry.value.value.bytes).substr(0, kMost)};
+        if (View(entry.key) == "product") server_.product = text;
+        if (View(entry.key) == "version") server_.version = text;
+    }
 }
 
 inline std::unique_ptr<Connection> Connection::Open(const Target& target, const Options& options,
