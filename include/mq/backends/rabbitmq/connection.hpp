@@ -6,13 +6,13 @@
 
 #include <mq/backends/rabbitmq/failure.hpp>
 #include <mq/backends/rabbitmq/options.hpp>
+#include <mq/backends/rabbitmq/tls_name.hpp>
 #include <mq/detail/system_certificates.hpp>
+#include <mq/detail/tcp_dial.hpp>
+#include <mq/detail/waker.hpp>
 #include <mq/version.hpp>
 
 #include <fcntl.h>
-#include <netdb.h>
-#include <netinet/in.h>
-#include <netinet/tcp.h>
 #include <poll.h>
 #include <sys/socket.h>
 #include <sys/time.h>
@@ -28,10 +28,12 @@
 #include <cstring>
 #include <memory>
 #include <mutex>
+#include <optional>
 #include <string>
 #include <string_view>
 #include <system_error>
 #include <utility>
+#include <vector>
 
 namespace mq::rabbitmq::detail {
 
@@ -123,12 +125,18 @@ public:
     }
 
     void Cancel() {
+        waker_.Wake();
         const std::lock_guard lock{mutex_};
         cancelled_ = true;
         if (socket_ >= 0) ::shutdown(socket_, SHUT_RDWR);
     }
 
+    /// Raised by Cancel, for those that wait without a socket.
+    [[nodiscard]] const mq::detail::Waker& Cancelled() const noexcept { return waker_; }
+
 private:
+    const mq::detail::Waker waker_ = {};
+
     std::mutex mutex_ = {};  // guards both
     int socket_ = -1;
     bool cancelled_ = false;
@@ -165,8 +173,8 @@ class Connection {
 public:
     enum class Read : unsigned char { kFrame, kNothing, kBroken };
 
-    /// Connects and logs in. Blocks for the connect timeout for each of TCP, TLS and login, and for as
-    /// long as the system's resolver takes for a name. Returns null and sets `failure` where it fails.
+    /// Connects and logs in. Blocks for the connect timeout for each of TCP (the lookup of the name and
+    /// all its addresses), TLS and login. Returns null and sets `failure` where it fails.
     static std::unique_ptr<Connection> Open(const Target& target, const Options& options,
                                             DialGuard& guard, Failure& failure);
 
@@ -239,9 +247,15 @@ private:
 
     Connection(amqp_connection_state_t state, bool tls) : state_(state), tls_(tls) {}
 
+    static std::vector<mq::detail::SocketAddress> Resolve(const Target& target,
+                                                          Clock::time_point deadline, DialGuard& guard,
+                                                          Failure& failure);
+    static void Fail(const Target& target, const mq::detail::DialFailure& why, Failure& failure);
     static int OpenTcp(const Target& target, const Options& options, DialGuard& guard,
                        Failure& failure);
-    bool OpenTls(const Target& target, const Options& options, Failure& failure);
+    static std::optional<std::string> FindAnswering(const Target& target, const Options& options,
+                                                    DialGuard& guard, Failure& failure);
+    bool OpenTls(const Target& target, const Options& options, DialGuard& guard, Failure& failure);
     bool LogIn(const Target& target, const Options& options, Failure& failure);
     void ReadServer();
 
@@ -303,80 +317,57 @@ inline timeval ToTimeval(std::chrono::milliseconds time) noexcept {
     return value;
 }
 
-/// A socket until it has another owner.
-class SocketOwner {
-public:
-    explicit SocketOwner(int socket) noexcept : socket_(socket) {}
-    SocketOwner(const SocketOwner&) = delete;
-    SocketOwner& operator=(const SocketOwner&) = delete;
-    ~SocketOwner() {
-        if (socket_ >= 0) ::close(socket_);
-    }
+inline std::vector<mq::detail::SocketAddress> Connection::Resolve(const Target& target,
+                                                                  Clock::time_point deadline,
+                                                                  DialGuard& guard, Failure& failure) {
+    mq::detail::DialFailure why;
+    auto addresses =
+        mq::detail::ResolveHost(target.host, target.port, deadline, guard.Cancelled(), why);
+    if (addresses.empty()) Fail(target, why, failure);
+    return addresses;
+}
 
-    [[nodiscard]] int Get() const noexcept { return socket_; }
-    int Release() noexcept { return std::exchange(socket_, -1); }
-
-private:
-    int socket_;
-};
-
-/// Connects a non-blocking socket to one address. Returns 0 or an errno.
-inline int ConnectSocket(int socket, const addrinfo& address, Clock::time_point deadline) {
-    if (::connect(socket, address.ai_addr, address.ai_addrlen) == 0) return 0;
-    if (errno != EINPROGRESS) return errno;
-    while (true) {
-        const auto left = std::chrono::ceil<std::chrono::milliseconds>(deadline - Clock::now());
-        if (left.count() <= 0) return ETIMEDOUT;
-        pollfd poll_socket{socket, POLLOUT, 0};
-        const int ready = ::poll(&poll_socket, 1, static_cast<int>(left.count()));
-        if (ready < 0 && errno != EINTR) return errno;
-        if (ready <= 0) continue;
-        int error = 0;
-        socklen_t size = sizeof(error);
-        if (::getsockopt(socket, SOL_SOCKET, SO_ERROR, &error, &size) != 0) return errno;
-        return error;
-    }
+inline void Connection::Fail(const Target& target, const mq::detail::DialFailure& why,
+                             Failure& failure) {
+    failure.native = {why.code, why.text};
+    failure.text = target.where + ": " + why.text;
 }
 
 inline int Connection::OpenTcp(const Target& target, const Options& options, DialGuard& guard,
                                Failure& failure) {
-    addrinfo hints{};
-    hints.ai_family = AF_UNSPEC;
-    hints.ai_socktype = SOCK_STREAM;
-    addrinfo* found = nullptr;
-    const std::string port = std::to_string(target.port);
-    if (const int error = ::getaddrinfo(target.host.c_str(), port.c_str(), &hints, &found);
-        error != 0) {
-        failure.text = target.where + ": " + ::gai_strerror(error);
-        failure.native = {error, ::gai_strerror(error)};
+    const auto deadline = Clock::now() + options.connect_timeout;
+    const auto addresses = Resolve(target, deadline, guard, failure);
+    if (addresses.empty()) return -1;
+    mq::detail::DialFailure why;
+    mq::detail::AddressRace race{addresses, deadline, guard.Cancelled()};
+    mq::detail::Socket socket = race.Run(why);
+    if (socket.Get() < 0) {
+        Fail(target, why, failure);
         return -1;
     }
-    const std::unique_ptr<addrinfo, decltype(&::freeaddrinfo)> addresses{found, &::freeaddrinfo};
-    const auto deadline = Clock::now() + options.connect_timeout;
-    int error = ECONNREFUSED;
-    for (const addrinfo* each = found; each != nullptr; each = each->ai_next) {
-        SocketOwner socket{::socket(each->ai_family, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0)};
-        if (socket.Get() < 0) {
-            error = errno;
-            continue;
-        }
-        if (!guard.Watch(socket.Get())) break;
-        error = ConnectSocket(socket.Get(), *each, deadline);
-        if (error == 0) {
-            const int on = 1;
-            ::setsockopt(socket.Get(), IPPROTO_TCP, TCP_NODELAY, &on, sizeof(on));
-            ::setsockopt(socket.Get(), SOL_SOCKET, SO_KEEPALIVE, &on, sizeof(on));
-            return socket.Release();
-        }
-        guard.Forget();
-    }
-    guard.Forget();
-    failure.native = {error, std::generic_category().message(error)};
-    failure.text = target.where + ": " + failure.native.text;
-    return -1;
+    return guard.Watch(socket.Get()) ? socket.Release() : -1;
 }
 
-inline bool Connection::OpenTls(const Target& target, const Options& options, Failure& failure) {
+// The library tries no second address where the first is silent: it is given the one that answers.
+inline std::optional<std::string> Connection::FindAnswering(const Target& target,
+                                                            const Options& options, DialGuard& guard,
+                                                            Failure& failure) {
+    const auto deadline = Clock::now() + options.connect_timeout;
+    const auto addresses = Resolve(target, deadline, guard, failure);
+    if (addresses.empty()) return std::nullopt;
+    if (addresses.size() == 1) return target.host;
+    mq::detail::DialFailure why;
+    mq::detail::AddressRace race{addresses, deadline, guard.Cancelled()};
+    if (race.Run(why).Get() >= 0) return race.Winner().Host();
+    Fail(target, why, failure);
+    return std::nullopt;
+}
+
+inline bool Connection::OpenTls(const Target& target, const Options& options, DialGuard& guard,
+                                Failure& failure) {
+    const auto address = FindAnswering(target, options, guard, failure);
+    if (!address) return false;
+
     const auto fail = [&](const std::string& text, int status) {
         failure.native = {status, status != 0 ? amqp_error_string2(status) : ""};
         failure.text = target.where + ": " + text;
@@ -409,8 +400,17 @@ inline bool Connection::OpenTls(const Target& target, const Options& options, Fa
                         status);
         }
     }
+    std::optional<TlsName> name;
+    if (*address != target.host) {
+        name.emplace(amqp_ssl_socket_get_context(socket), target.host, options.tls_verify);
+        if (name->Works()) amqp_ssl_socket_set_verify_hostname(socket, 0);
+    }
+    const std::string& reached = name && name->Works() ? *address : target.host;
     const timeval timeout = ToTimeval(options.connect_timeout);
-    const int status = amqp_socket_open_noblock(socket, target.host.c_str(), target.port, &timeout);
+    int status = amqp_socket_open_noblock(socket, reached.c_str(), target.port, &timeout);
+    if (status == AMQP_STATUS_SSL_PEER_VERIFY_FAILED && name && name->WrongHost()) {
+        status = AMQP_STATUS_SSL_HOSTNAME_VERIFY_FAILED;
+    }
     if (status == AMQP_STATUS_SSL_PEER_VERIFY_FAILED) {
         return fail("its certificate is not one that " + trusted + " vouches for", status);
     }
@@ -525,7 +525,8 @@ inline std::unique_ptr<Connection> Connection::Open(const Target& target, const 
     std::unique_ptr<Connection> connection{new Connection(state, target.tls)};
     bool open = false;
     if (target.tls) {
-        open = connection->OpenTls(target, options, failure) && guard.Watch(connection->Socket());
+        open =
+            connection->OpenTls(target, options, guard, failure) && guard.Watch(connection->Socket());
     } else if (const int socket = OpenTcp(target, options, guard, failure); socket >= 0) {
         amqp_socket_t* const adopted = amqp_tcp_socket_new(state);
         if (adopted == nullptr) {
