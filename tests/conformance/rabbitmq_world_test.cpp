@@ -6,6 +6,7 @@
 #include "../support/relay.hpp"
 
 #include <algorithm>
+#include <atomic>
 #include <chrono>
 #include <cstddef>
 #include <cstdint>
@@ -57,6 +58,30 @@ std::string Replaced(std::string text, const std::string& from, const std::strin
         text.replace(at, from.size(), to);
     }
     return text;
+}
+
+/// Calls `keep(class, method, frame)` with each method frame of a piece, and takes out those for which
+/// it is false. Small exchanges come in whole frames.
+template <typename Keep>
+void FilterMethods(std::string& piece, Keep keep) {
+    const auto number = [&](std::size_t at, std::size_t bytes) {
+        std::size_t value = 0;
+        for (std::size_t i = 0; i < bytes; ++i) {
+            value = value << 8u | static_cast<unsigned char>(piece.at(at + i));
+        }
+        return value;
+    };
+    constexpr std::size_t kHead = 7;
+    std::string kept;
+    std::size_t at = piece.starts_with("AMQP") ? 8 : 0;
+    kept = piece.substr(0, at);
+    while (at + kHead <= piece.size()) {
+        const std::string frame = piece.substr(at, number(at + 3, 4) + kHead + 1);
+        const bool method = frame[0] == 1 && frame.size() > kHead + 4;
+        if (!method || keep(number(at + kHead, 2), number(at + kHead + 2, 2), frame)) kept += frame;
+        at += frame.size();
+    }
+    piece = kept;
 }
 
 }  // namespace
@@ -284,4 +309,51 @@ TEST_CASE("RabbitMQ: a delivery limit drops nothing that no handler has begun wi
         if (i == 0) CHECK(client.log.WaitForLine("x-delivery-limit"));
     }
     CHECK_FALSE(native.Get(destination->address + ".g", [](auto&&...) {}));
+}
+
+// It lasts as long as the silence after which something is taken to stand still.
+TEST_CASE("RabbitMQ: a consumer and a publisher that stand still are mended within the stated bound",
+          "[rabbitmq]") {
+    const std::string url = BrokerUrl();
+    if (url.empty()) return;
+    // The first consumer of each connection is never asked for, and is told that it has been.
+    std::atomic<int> consumers{0};
+    const auto swallow_consume = [&](std::string& piece, std::string& back) {
+        FilterMethods(piece, [&](std::size_t type, std::size_t method, const std::string& frame) {
+            if (type != 60 || method != 20 || consumers++ > 0) return true;
+            const std::size_t tag_at = 7 + 6 + 1 + static_cast<unsigned char>(frame[7 + 6]);
+            const std::string tag = frame.substr(tag_at, 1 + static_cast<unsigned char>(frame[tag_at]));
+            back += frame.substr(0, 3) + std::string{0, 0, 0} + static_cast<char>(4 + tag.size()) +
+                    std::string{0, 60, 0, 21} + tag + '\xCE';
+            return false;
+        });
+    };
+    // The first connection hears of no confirm.
+    std::atomic<int> connections{0};
+    const auto swallow_confirms = [&](std::string& piece, std::string&) {
+        FilterMethods(piece, [&](std::size_t type, std::size_t method, const std::string&) {
+            if (type == 10 && method == 10) ++connections;
+            return type != 60 || method != 80 || connections > 1;
+        });
+    };
+    const std::uint16_t port = mq::ParseUrl(url).hosts[0].port;
+    const Relay deaf{port, {}, swallow_consume};
+    const Relay mute{port, swallow_confirms};
+    Connected sound{url};
+    Connected member{With(url, HostOf(url), deaf.Host())};
+    Connected publisher{With(url, HostOf(url), mute.Host())};
+    const Destination destination = Fresh();
+    REQUIRE(sound.Send(destination, "kept back") == nullptr);
+    const auto begin = mq::backend::Clock::now();
+    const auto receiver = std::make_shared<RecordingReceiver>();
+    const auto consumer = member.SubscribeActive(destination, "g", receiver);
+    publisher.backend->MakePublisher(destination)->Publish(MakePublication("not confirmed", {}, 2min));
+
+    REQUIRE(Eventually([&] { return !consumer->State().standstill.empty(); }, 60s));
+    CHECK(mq::backend::Clock::now() - begin < mq::backend::kStandstill);
+    CHECK(Contains(consumer->State().standstill, destination->address + ".g"));
+    REQUIRE(receiver->WaitForMessages(1));
+    CHECK(Eventually([&] { return consumer->State().standstill.empty(); }));
+    CHECK(publisher.sink.WaitForConfirmed(1));
+    CHECK(publisher.log.WaitForLine("it has confirmed none of"));
 }
