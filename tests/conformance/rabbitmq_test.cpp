@@ -162,22 +162,6 @@ TEST_CASE("RabbitMQ: messages of other programs are read with their native heade
     CHECK(message.headers == expected);
 }
 
-TEST_CASE("RabbitMQ: a probe is settled and shown to nobody", "[rabbitmq]") {
-    const std::string url = BrokerUrl();
-    if (url.empty()) return;
-    Connected client{url};
-    const Destination destination = Fresh();
-    const auto receiver = std::make_shared<RecordingReceiver>();
-    const auto consumer = client.SubscribeActive(destination, "g", receiver, 1);
-    mq::Message probe = mq::test::MakeMessage("probe");
-    probe.headers = {{"mq-probe", "1"}};
-    REQUIRE(client.Send(destination, probe) == nullptr);
-    REQUIRE(client.Send(destination, "message") == nullptr);
-    // With a prefetch of one, the message comes only when the probe is settled.
-    REQUIRE(receiver->WaitForMessages(1));
-    CHECK(receiver->Bodies() == std::vector<std::string>{"message"});
-}
-
 TEST_CASE("RabbitMQ: a named group gets what was sent before it subscribed", "[rabbitmq]") {
     const std::string url = BrokerUrl();
     if (url.empty()) return;

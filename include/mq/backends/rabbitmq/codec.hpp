@@ -28,12 +28,19 @@ inline constexpr std::string_view kOwnPrefix = "mq-";
 inline constexpr std::string_view kKeyHeader = "mq-key";
 inline constexpr std::string_view kDuplicateHeader = "mq-possible-duplicate";
 inline constexpr std::string_view kProbeHeader = "mq-probe";
+/// What only a probe of this library is marked with: the value of its header begins with this, its type
+/// is the header's name, it comes from this application, has no body and wants an answer. Anything less
+/// is a message of somebody's, whatever its headers are.
+inline constexpr std::string_view kProbeMark = "mq-probe/1 ";
+inline constexpr std::string_view kProbeApplication = "mq";
 inline constexpr std::string_view kSenderHeader = "mq-sender";
 /// The property `timestamp` has whole seconds only; RabbitMQ's own timestamp interceptor puts the
 /// milliseconds under this name.
 inline constexpr std::string_view kTimestampHeader = "timestamp_in_ms";
 /// How often a quorum queue has delivered the message before.
 inline constexpr std::string_view kDeliveryCountHeader = "x-delivery-count";
+/// Where the message stands in a stream: nothing else has such a place.
+inline constexpr std::string_view kStreamOffsetHeader = "x-stream-offset";
 
 /// Finds what keeps a message from being sent at all; nothing where it can be. The names and the
 /// short strings of AMQP have one byte for their length, and all properties together must fit one
@@ -140,6 +147,7 @@ private:
 struct Received {
     bool possible_duplicate = false;
     bool probe = false;
+    bool from_stream = false;
     std::string sender = {};
 };
 
@@ -209,7 +217,9 @@ inline void DecodeHeader(const amqp_table_entry_t& entry, Message& message, Rece
     if (name.starts_with(kOwnPrefix)) {
         if (name == kKeyHeader) message.key = HeaderText(entry.value).value_or("");
         if (name == kDuplicateHeader) received.possible_duplicate = true;
-        if (name == kProbeHeader) received.probe = true;
+        if (name == kProbeHeader) {
+            received.probe = HeaderText(entry.value).value_or("").starts_with(kProbeMark);
+        }
         if (name == kSenderHeader) received.sender = HeaderText(entry.value).value_or("");
         return;
     }
@@ -218,6 +228,7 @@ inline void DecodeHeader(const amqp_table_entry_t& entry, Message& message, Rece
         message.timestamp = FromMilliseconds(*integer);
         return;
     }
+    if (name == kStreamOffsetHeader) received.from_stream = true;
     if (name == kDeliveryCountHeader && integer.value_or(0) > 0) received.possible_duplicate = true;
     if (auto text = HeaderText(entry.value)) message.headers.emplace_back(name, std::move(*text));
 }
@@ -243,6 +254,9 @@ inline Received DecodeProperties(const amqp_basic_properties_t& properties, Mess
             DecodeHeader(headers.entries[i], message, received);
         }
     }
+    received.probe = received.probe && !message.reply_to.empty() &&
+                     text(AMQP_BASIC_TYPE_FLAG, properties.type) == kProbeHeader &&
+                     text(AMQP_BASIC_APP_ID_FLAG, properties.app_id) == kProbeApplication;
     return received;
 }
 

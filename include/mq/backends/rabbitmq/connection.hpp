@@ -6,13 +6,13 @@
 
 #include <mq/backends/rabbitmq/failure.hpp>
 #include <mq/backends/rabbitmq/options.hpp>
+#include <mq/backends/rabbitmq/tls_name.hpp>
 #include <mq/detail/system_certificates.hpp>
+#include <mq/detail/tcp_dial.hpp>
+#include <mq/detail/waker.hpp>
 #include <mq/version.hpp>
 
 #include <fcntl.h>
-#include <netdb.h>
-#include <netinet/in.h>
-#include <netinet/tcp.h>
 #include <poll.h>
 #include <sys/socket.h>
 #include <sys/time.h>
@@ -24,13 +24,16 @@
 #include <chrono>
 #include <cstddef>
 #include <cstdint>
+#include <cstdlib>
 #include <cstring>
 #include <memory>
 #include <mutex>
+#include <optional>
 #include <string>
 #include <string_view>
 #include <system_error>
 #include <utility>
+#include <vector>
 
 namespace mq::rabbitmq::detail {
 
@@ -122,12 +125,18 @@ public:
     }
 
     void Cancel() {
+        waker_.Wake();
         const std::lock_guard lock{mutex_};
         cancelled_ = true;
         if (socket_ >= 0) ::shutdown(socket_, SHUT_RDWR);
     }
 
+    /// Raised by Cancel, for those that wait without a socket.
+    [[nodiscard]] const mq::detail::Waker& Cancelled() const noexcept { return waker_; }
+
 private:
+    const mq::detail::Waker waker_ = {};
+
     std::mutex mutex_ = {};  // guards both
     int socket_ = -1;
     bool cancelled_ = false;
@@ -145,13 +154,27 @@ struct Target {
     std::string where = {};            ///< The beginning of every error text: broker, host, port.
 };
 
+/// What a broker says that it is, when it is logged in to.
+struct Server {
+    std::string product = {};
+    std::string version = {};
+
+    [[nodiscard]] bool IsRabbitMq() const { return product == "RabbitMQ"; }
+
+    /// Whether a quorum queue that says nothing of a delivery limit has one all the same: 20, from
+    /// RabbitMQ 4.0 on.
+    [[nodiscard]] bool HasDefaultDeliveryLimit() const {
+        return IsRabbitMq() && !version.empty() && std::atoi(version.c_str()) >= 4;
+    }
+};
+
 /// One connection. Open blocks, and everything else does not. One thread at a time.
 class Connection {
 public:
     enum class Read : unsigned char { kFrame, kNothing, kBroken };
 
-    /// Connects and logs in. Blocks for the connect timeout for each of TCP, TLS and login, and for as
-    /// long as the system's resolver takes for a name. Returns null and sets `failure` where it fails.
+    /// Connects and logs in. Blocks for the connect timeout for each of TCP (the lookup of the name and
+    /// all its addresses), TLS and login. Returns null and sets `failure` where it fails.
     static std::unique_ptr<Connection> Open(const Target& target, const Options& options,
                                             DialGuard& guard, Failure& failure);
 
@@ -162,6 +185,8 @@ public:
     [[nodiscard]] int Socket() const { return amqp_get_sockfd(state_); }
     [[nodiscard]] std::uint16_t ChannelMax() const noexcept { return channel_max_; }
     [[nodiscard]] const std::string& Where() const noexcept { return where_; }
+
+    [[nodiscard]] const Server& GetServer() const noexcept { return server_; }
 
     /// Why Read or Flush found the connection broken.
     [[nodiscard]] const Failure& Broken() const noexcept { return broken_; }
@@ -212,16 +237,27 @@ private:
     static constexpr std::size_t kFrameHead = 7;  // type, channel, size (AMQP 0-9-1, section 4.2.3)
     static constexpr std::size_t kFrameTail = 1;
     static constexpr int kFrameMax = 131072;
+    // What is taken from the broker, whatever was agreed on: it adds to the headers of a message
+    // (x-death where it dead-letters) without a look at the connections by which the message will
+    // leave, and sends them in one frame all the same.
+    static constexpr int kInboundFrameMax = 16 << 20;
     // What the library hands to OpenSSL in one piece: where poll says that a socket can be written,
     // there is room for this much, so that the library does not wait.
     static constexpr std::size_t kTlsPiece = 16384;
 
     Connection(amqp_connection_state_t state, bool tls) : state_(state), tls_(tls) {}
 
+    static std::vector<mq::detail::SocketAddress> Resolve(const Target& target,
+                                                          Clock::time_point deadline, DialGuard& guard,
+                                                          Failure& failure);
+    static void Fail(const Target& target, const mq::detail::DialFailure& why, Failure& failure);
     static int OpenTcp(const Target& target, const Options& options, DialGuard& guard,
                        Failure& failure);
-    bool OpenTls(const Target& target, const Options& options, Failure& failure);
+    static std::optional<std::string> FindAnswering(const Target& target, const Options& options,
+                                                    DialGuard& guard, Failure& failure);
+    bool OpenTls(const Target& target, const Options& options, DialGuard& guard, Failure& failure);
     bool LogIn(const Target& target, const Options& options, Failure& failure);
+    void ReadServer();
 
     static void Put16(std::uint8_t* at, std::uint16_t value) noexcept {
         at[0] = static_cast<std::uint8_t>(value >> 8u);
@@ -266,6 +302,7 @@ private:
     std::size_t frame_max_ = kFrameMax;
     std::chrono::milliseconds heartbeat_ = {};
     std::string where_ = {};
+    Server server_ = {};
     OutBuffer out_ = {};
     std::uint64_t written_ = 0;
     Clock::time_point last_sent_ = Clock::now();
@@ -280,80 +317,57 @@ inline timeval ToTimeval(std::chrono::milliseconds time) noexcept {
     return value;
 }
 
-/// A socket until it has another owner.
-class SocketOwner {
-public:
-    explicit SocketOwner(int socket) noexcept : socket_(socket) {}
-    SocketOwner(const SocketOwner&) = delete;
-    SocketOwner& operator=(const SocketOwner&) = delete;
-    ~SocketOwner() {
-        if (socket_ >= 0) ::close(socket_);
-    }
+inline std::vector<mq::detail::SocketAddress> Connection::Resolve(const Target& target,
+                                                                  Clock::time_point deadline,
+                                                                  DialGuard& guard, Failure& failure) {
+    mq::detail::DialFailure why;
+    auto addresses =
+        mq::detail::ResolveHost(target.host, target.port, deadline, guard.Cancelled(), why);
+    if (addresses.empty()) Fail(target, why, failure);
+    return addresses;
+}
 
-    [[nodiscard]] int Get() const noexcept { return socket_; }
-    int Release() noexcept { return std::exchange(socket_, -1); }
-
-private:
-    int socket_;
-};
-
-/// Connects a non-blocking socket to one address. Returns 0 or an errno.
-inline int ConnectSocket(int socket, const addrinfo& address, Clock::time_point deadline) {
-    if (::connect(socket, address.ai_addr, address.ai_addrlen) == 0) return 0;
-    if (errno != EINPROGRESS) return errno;
-    while (true) {
-        const auto left = std::chrono::ceil<std::chrono::milliseconds>(deadline - Clock::now());
-        if (left.count() <= 0) return ETIMEDOUT;
-        pollfd poll_socket{socket, POLLOUT, 0};
-        const int ready = ::poll(&poll_socket, 1, static_cast<int>(left.count()));
-        if (ready < 0 && errno != EINTR) return errno;
-        if (ready <= 0) continue;
-        int error = 0;
-        socklen_t size = sizeof(error);
-        if (::getsockopt(socket, SOL_SOCKET, SO_ERROR, &error, &size) != 0) return errno;
-        return error;
-    }
+inline void Connection::Fail(const Target& target, const mq::detail::DialFailure& why,
+                             Failure& failure) {
+    failure.native = {why.code, why.text};
+    failure.text = target.where + ": " + why.text;
 }
 
 inline int Connection::OpenTcp(const Target& target, const Options& options, DialGuard& guard,
                                Failure& failure) {
-    addrinfo hints{};
-    hints.ai_family = AF_UNSPEC;
-    hints.ai_socktype = SOCK_STREAM;
-    addrinfo* found = nullptr;
-    const std::string port = std::to_string(target.port);
-    if (const int error = ::getaddrinfo(target.host.c_str(), port.c_str(), &hints, &found);
-        error != 0) {
-        failure.text = target.where + ": " + ::gai_strerror(error);
-        failure.native = {error, ::gai_strerror(error)};
+    const auto deadline = Clock::now() + options.connect_timeout;
+    const auto addresses = Resolve(target, deadline, guard, failure);
+    if (addresses.empty()) return -1;
+    mq::detail::DialFailure why;
+    mq::detail::AddressRace race{addresses, deadline, guard.Cancelled()};
+    mq::detail::Socket socket = race.Run(why);
+    if (socket.Get() < 0) {
+        Fail(target, why, failure);
         return -1;
     }
-    const std::unique_ptr<addrinfo, decltype(&::freeaddrinfo)> addresses{found, &::freeaddrinfo};
-    const auto deadline = Clock::now() + options.connect_timeout;
-    int error = ECONNREFUSED;
-    for (const addrinfo* each = found; each != nullptr; each = each->ai_next) {
-        SocketOwner socket{::socket(each->ai_family, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0)};
-        if (socket.Get() < 0) {
-            error = errno;
-            continue;
-        }
-        if (!guard.Watch(socket.Get())) break;
-        error = ConnectSocket(socket.Get(), *each, deadline);
-        if (error == 0) {
-            const int on = 1;
-            ::setsockopt(socket.Get(), IPPROTO_TCP, TCP_NODELAY, &on, sizeof(on));
-            ::setsockopt(socket.Get(), SOL_SOCKET, SO_KEEPALIVE, &on, sizeof(on));
-            return socket.Release();
-        }
-        guard.Forget();
-    }
-    guard.Forget();
-    failure.native = {error, std::generic_category().message(error)};
-    failure.text = target.where + ": " + failure.native.text;
-    return -1;
+    return guard.Watch(socket.Get()) ? socket.Release() : -1;
 }
 
-inline bool Connection::OpenTls(const Target& target, const Options& options, Failure& failure) {
+// The library tries no second address where the first is silent: it is given the one that answers.
+inline std::optional<std::string> Connection::FindAnswering(const Target& target,
+                                                            const Options& options, DialGuard& guard,
+                                                            Failure& failure) {
+    const auto deadline = Clock::now() + options.connect_timeout;
+    const auto addresses = Resolve(target, deadline, guard, failure);
+    if (addresses.empty()) return std::nullopt;
+    if (addresses.size() == 1) return target.host;
+    mq::detail::DialFailure why;
+    mq::detail::AddressRace race{addresses, deadline, guard.Cancelled()};
+    if (race.Run(why).Get() >= 0) return race.Winner().Host();
+    Fail(target, why, failure);
+    return std::nullopt;
+}
+
+inline bool Connection::OpenTls(const Target& target, const Options& options, DialGuard& guard,
+                                Failure& failure) {
+    const auto address = FindAnswering(target, options, guard, failure);
+    if (!address) return false;
+
     const auto fail = [&](const std::string& text, int status) {
         failure.native = {status, status != 0 ? amqp_error_string2(status) : ""};
         failure.text = target.where + ": " + text;
@@ -386,8 +400,17 @@ inline bool Connection::OpenTls(const Target& target, const Options& options, Fa
                         status);
         }
     }
+    std::optional<TlsName> name;
+    if (*address != target.host) {
+        name.emplace(amqp_ssl_socket_get_context(socket), target.host, options.tls_verify);
+        if (name->Works()) amqp_ssl_socket_set_verify_hostname(socket, 0);
+    }
+    const std::string& reached = name && name->Works() ? *address : target.host;
     const timeval timeout = ToTimeval(options.connect_timeout);
-    const int status = amqp_socket_open_noblock(socket, target.host.c_str(), target.port, &timeout);
+    int status = amqp_socket_open_noblock(socket, reached.c_str(), target.port, &timeout);
+    if (status == AMQP_STATUS_SSL_PEER_VERIFY_FAILED && name && name->WrongHost()) {
+        status = AMQP_STATUS_SSL_HOSTNAME_VERIFY_FAILED;
+    }
     if (status == AMQP_STATUS_SSL_PEER_VERIFY_FAILED) {
         return fail("its certificate is not one that " + trusted + " vouches for", status);
     }
@@ -468,10 +491,27 @@ inline bool Connection::LogIn(const Target& target, const Options& options, Fail
     heartbeat_ = std::chrono::seconds{amqp_get_heartbeat(state_)};
     if (heartbeat_.count() == 0) heartbeat_ = options.heartbeat;
     where_ = target.where;
-    // The library's own heartbeats would be written between two halves of a frame of ours.
-    amqp_tune_connection(state_, channel_max_, static_cast<int>(frame_max_), 0);
+    ReadServer();
+    // The library's own heartbeats would be written between two halves of a frame of ours. Its limit is
+    // that of what is read; what is written is encoded here, within frame_max_.
+    amqp_tune_connection(state_, channel_max_, kInboundFrameMax, 0);
     last_sent_ = last_received_ = Clock::now();
     return true;
+}
+
+inline void Connection::ReadServer() {
+    const amqp_table_t* const properties = amqp_get_server_properties(state_);
+    for (int i = 0; properties != nullptr && i < properties->num_entries; ++i) {
+        const amqp_table_entry_t& entry = properties->entries[i];
+        if (entry.value.kind != AMQP_FIELD_KIND_UTF8 && entry.value.kind != AMQP_FIELD_KIND_BYTES) {
+            continue;
+        }
+        // Texts from a stranger, for a log line and a comparison.
+        constexpr std::size_t kMost = 100;
+        const std::string text{View(entry.value.value.bytes).substr(0, kMost)};
+        if (View(entry.key) == "product") server_.product = text;
+        if (View(entry.key) == "version") server_.version = text;
+    }
 }
 
 inline std::unique_ptr<Connection> Connection::Open(const Target& target, const Options& options,
@@ -485,7 +525,8 @@ inline std::unique_ptr<Connection> Connection::Open(const Target& target, const 
     std::unique_ptr<Connection> connection{new Connection(state, target.tls)};
     bool open = false;
     if (target.tls) {
-        open = connection->OpenTls(target, options, failure) && guard.Watch(connection->Socket());
+        open =
+            connection->OpenTls(target, options, guard, failure) && guard.Watch(connection->Socket());
     } else if (const int socket = OpenTcp(target, options, guard, failure); socket >= 0) {
         amqp_socket_t* const adopted = amqp_tcp_socket_new(state);
         if (adopted == nullptr) {

@@ -11,6 +11,7 @@
 #include <mq/backends/rabbitmq/mailbox.hpp>
 #include <mq/backends/rabbitmq/probing.hpp>
 #include <mq/backends/rabbitmq/topology.hpp>
+#include <mq/backends/rabbitmq/watch.hpp>
 #include <mq/detail/backoff.hpp>
 #include <mq/detail/gate.hpp>
 
@@ -70,6 +71,34 @@ public:
     bool closing = false;
 };
 
+/// How often a quorum queue takes a message back before it drops it.
+struct DeliveryLimit {
+    std::int64_t returns = 0;
+    bool assumed = false;  ///< The queue itself says nothing, and the broker has a default.
+};
+
+/// Nothing where there is no limit, or none that can be known by AMQP: a policy may set one.
+inline std::optional<DeliveryLimit> DeliveryLimitOf(const std::optional<QueueArguments>& arguments,
+                                                    const Server& server) {
+    constexpr std::int64_t kDefault = 20;
+    if (!arguments || !arguments->IsOfType("quorum")) return std::nullopt;
+    const auto said = arguments->DeliveryLimit();
+    if (said && *said >= 0) return DeliveryLimit{*said, false};
+    if (said) {
+        // Without limit from 4.0 on; what is older takes it for 0.
+        if (server.HasDefaultDeliveryLimit()) return std::nullopt;
+        return DeliveryLimit{0, false};
+    }
+    if (server.HasDefaultDeliveryLimit()) return DeliveryLimit{kDefault, true};
+    return std::nullopt;
+}
+
+/// Whether a connection was broken by something that the client library cannot read.
+inline bool IsUnreadable(const Failure& failure) noexcept {
+    return failure.native.code == AMQP_STATUS_BAD_AMQP_DATA ||
+           failure.native.code == AMQP_STATUS_TABLE_TOO_BIG;
+}
+
 /// A message that is being put together from its frames.
 struct Assembly {
     std::unique_ptr<backend::Inbound> inbound = {};
@@ -127,12 +156,25 @@ struct Subscription {
     std::shared_ptr<ChannelLife> life = {};
     AckRanges acks = {};
     std::uint64_t unsettled = 0;  ///< Delivered by the broker, and not acknowledged to it.
+    std::size_t prefetch = 1;     ///< What the broker was told.
+    /// Whether a member gets messages only while no other does; true where that is not known.
+    bool takes_turns = true;
+    bool may_be_stream = true;
+    bool limited = false;  ///< The queue drops what was returned too often.
     Assembly assembly = {};
     std::deque<ReceivedProbe> probes = {};
     std::uint64_t barriers = 0;  ///< Questions to the channel that are not answered yet.
     Clock::time_point asked_at = {};
     Clock::time_point retry_at = {};
     Clock::time_point consuming_since = {};
+    Clock::time_point looked_after_at = {};  ///< The exchange and the binding were there.
+    ConsumerWatch watch = {};
+    bool arrived = false;     ///< Something has, since the watch was told.
+    bool standing = false;    ///< The state shows a standstill.
+    unsigned mended = 0;      ///< Standstills in turn.
+    unsigned unreadable = 0;  ///< Connections in turn that one of its messages has broken.
+    bool warned_of_limit = false;
+    std::string logged = {};
     mq::detail::Backoff backoff{std::chrono::milliseconds{100}, std::chrono::seconds{10}};
 };
 
@@ -265,6 +307,13 @@ private:
     static constexpr std::uint16_t kFirstChannel = SetupChannel::kChannel + 1;
     // What is reserved for a body before any of it has come.
     static constexpr std::uint64_t kMostReserved = std::uint64_t{1} << 20u;
+    // How often exchange and binding of a consumer are looked at, and how often it is seen who is due.
+    static constexpr std::chrono::seconds kLookAfterEvery{10};
+    static constexpr std::chrono::seconds kCareEvery{1};
+    // A message that breaks the connection is asked for again after so long, then twice, up to the
+    // most.
+    static constexpr std::chrono::minutes kUnreadablePause{1};
+    static constexpr std::chrono::minutes kLongestUnreadablePause{16};
 
     ConsumingLoop(std::shared_ptr<const Settings> settings, ProbingLoop& probing,
                   std::shared_ptr<ConsumingMailbox> mailbox)
@@ -286,6 +335,17 @@ private:
     void Do(const Command& command);
     void Open(const Shared& subscription);
     void OpenChannel(const Shared& subscription, const SetupResult& result);
+    void NoteArguments(Subscription& subscription, const SetupResult& result);
+    void Refuse(const Shared& subscription);
+    void Care(Clock::time_point now);
+    void LookAfter(const Shared& subscription);
+    void Look(const Shared& subscription, Clock::time_point now);
+    void OnLook(const Shared& subscription, const std::shared_ptr<ChannelLife>& life,
+                const SetupResult& result);
+    void Mend(const Shared& subscription, std::uint64_t ready, Clock::time_point quiet_since);
+    void ForgetUnreadable(const Shared& subscription, Clock::time_point now);
+    void SetAside(Subscription& subscription, const Failure& failure);
+    void SetStandstill(Subscription& subscription, std::string text);
     void SendQos(const Subscription& subscription);
     void SendConsume(const Subscription& subscription);
     void OnConsuming(Subscription& subscription);
@@ -342,6 +402,10 @@ private:
     // and how many of the consumers' channels have not answered yet.
     std::deque<std::shared_ptr<Inquiry>> barriers_ = {};
     std::uint64_t barrier_missing_ = 0;
+    // Whose message is being read: delivered, and its properties have not come yet.
+    Subscription* reading_ = nullptr;
+    bool looking_after_ = false;
+    Clock::time_point care_at_ = {};
     bool closing_ = false;
 };
 
@@ -372,6 +436,7 @@ inline void ConsumingLoop::Turn(Clock::time_point now) {
             Lose({ErrorCode::kUnavailable, Wire().Where() + ": a channel does not answer", {}});
         }
     }
+    if (now >= care_at_) Care(now);
 }
 
 inline Clock::time_point ConsumingLoop::NextTurn() const {
@@ -385,7 +450,119 @@ inline Clock::time_point ConsumingLoop::NextTurn() const {
             next = std::min(next, subscription->asked_at + SetupChannel::kPatience);
         }
     }
+    if (!subscriptions_.empty()) next = std::min(next, care_at_);
     return next;
+}
+
+// Sees to what other programs and the broker itself may have taken from those that consume.
+inline void ConsumingLoop::Care(Clock::time_point now) {
+    care_at_ = now + kCareEvery;
+    if (Blocked()) return;
+    // So many a second that the turn of each comes when it is due, and no burst holds up other
+    // questions.
+    constexpr std::size_t kFew = 20;
+    std::size_t looks = kFew + subscriptions_.size() / 8;
+    Shared oldest;
+    for (const Shared& subscription : std::set<Shared>{subscriptions_}) {
+        if (!Up()) return;
+        if (subscription->stage != Subscription::Stage::kConsuming || subscription->stopped) continue;
+        if (oldest == nullptr || subscription->looked_after_at < oldest->looked_after_at) {
+            oldest = subscription;
+        }
+        if (subscription->unreadable > 0) ForgetUnreadable(subscription, now);
+        const bool full = subscription->unsettled >= subscription->prefetch;
+        if (std::exchange(subscription->arrived, false) || full) {
+            subscription->watch.NoteProgress(now);
+        } else if (looks > 0 && subscription->watch.LookIsDue(now)) {
+            --looks;
+            Look(subscription, now);
+        }
+    }
+    const bool due = oldest != nullptr && now - oldest->looked_after_at >= kLookAfterEvery;
+    if (Up() && due && !looking_after_) LookAfter(oldest);
+}
+
+// The message that broke connections is gone, as far as can be told: with the whole prefetch again.
+inline void ConsumingLoop::ForgetUnreadable(const Shared& subscription, Clock::time_point now) {
+    constexpr std::chrono::seconds kSound{10};
+    if (now - subscription->consuming_since < kSound || subscription->unsettled > 0) return;
+    subscription->unreadable = 0;
+    SetStandstill(*subscription, {});
+    CloseChannel(*subscription);
+    subscription->retry_at = {};
+}
+
+// One at a time, so that hundreds of consumers make a trickle and no burst. A queue that is deleted
+// says so by itself (basic.cancel), a binding does not.
+inline void ConsumingLoop::LookAfter(const Shared& subscription) {
+    subscription->looked_after_at = Clock::now();
+    care_at_ = {};
+    if (!subscription->topology.HasExchange() || !settings_->options.declare) return;
+    looking_after_ = true;
+    setup_.Run(StepsForUpkeep(subscription->topology, subscription->what.group,
+                              subscription->what.destination->ordered, settings_->options),
+               [this, subscription](const SetupResult& result) {
+                   looking_after_ = false;
+                   care_at_ = {};
+                   if (!Up() || subscription->stage != Subscription::Stage::kConsuming) return;
+                   const std::string why = result.failure ? result.failure->text : std::string{};
+                   if (why.empty() || std::exchange(subscription->logged, why) == why) return;
+                   Log(LogLevel::kWarning,
+                       "the queue " + subscription->queue +
+                           " is consumed, but its binding cannot be seen to: " + why);
+               });
+}
+
+inline void ConsumingLoop::Look(const Shared& subscription, Clock::time_point now) {
+    subscription->watch.NoteLook(now);
+    Steps steps;
+    steps.push_back({Step::Kind::kInspect, subscription->queue, {}, {}, false});
+    setup_.Run(std::move(steps),
+               [this, subscription, life = subscription->life](const SetupResult& result) {
+                   OnLook(subscription, life, result);
+               });
+}
+
+inline void ConsumingLoop::OnLook(const Shared& subscription, const std::shared_ptr<ChannelLife>& life,
+                                  const SetupResult& result) {
+    if (!Up() || subscription->life != life || subscription->stopped || result.failure) return;
+    if (subscription->stage != Subscription::Stage::kConsuming) return;
+    if (result.ready == 0) {
+        subscription->mended = 0;
+        if (subscription->unreadable == 0) SetStandstill(*subscription, {});
+    }
+    // The broker's own count may lag: what has no consumer at all is ours all the more.
+    const bool entitled = !subscription->takes_turns || result.consumers <= 1;
+    const auto quiet_since = subscription->watch.QuietSince();
+    if (subscription->watch.StandsStill(result.ready, entitled, Clock::now())) {
+        Mend(subscription, result.ready, quiet_since);
+    }
+}
+
+// First with a channel of its own anew, then with a connection.
+inline void ConsumingLoop::Mend(const Shared& subscription, std::uint64_t ready,
+                                Clock::time_point quiet_since) {
+    const auto quiet = std::chrono::duration_cast<std::chrono::seconds>(Clock::now() - quiet_since);
+    const std::string text = Wire().Where() + ": the queue " + subscription->queue + " has " +
+                             std::to_string(ready) + " messages ready, and none of them has come for " +
+                             std::to_string(quiet.count()) + " seconds";
+    SetStandstill(*subscription, text);
+    const Failure failure{ErrorCode::kUnavailable, text, {}};
+    if (++subscription->mended > 1) return Lose(failure);
+    FlushAcks(*subscription);
+    CloseChannel(*subscription);
+    Retry(*subscription, failure, false);
+    subscription->retry_at = {};
+}
+
+inline void ConsumingLoop::SetStandstill(Subscription& subscription, std::string text) {
+    subscription.standing = !text.empty();
+    {
+        const std::lock_guard lock{subscription.mutex};
+        if (subscription.state.standstill == text) return;
+        subscription.state.standstill = std::move(text);
+    }
+    subscription.events.Pass([&] { subscription.receiver->OnStateChange(); });
 }
 
 inline void ConsumingLoop::Do(const Command& command) {
@@ -422,12 +599,8 @@ inline void ConsumingLoop::OpenChannel(const Shared& subscription, const SetupRe
         Retry(*subscription, *result.failure, result.failure->code != ErrorCode::kUnavailable);
         return;
     }
-    if (subscription->what.destination->ordered && !result.single_consumer) {
-        Log(LogLevel::kWarning,
-            "the queue " + subscription->queue +
-                " is not known to have a single active consumer, so that members of the group " +
-                subscription->what.group + " may overtake each other: " + result.why_not_single);
-    }
+    if (result.arguments && result.arguments->IsOfType("stream")) return Refuse(subscription);
+    NoteArguments(*subscription, result);
     const std::uint16_t channel = FreeChannel();
     if (channel == 0) {
         Retry(*subscription,
@@ -453,10 +626,54 @@ inline void ConsumingLoop::OpenChannel(const Shared& subscription, const SetupRe
     SendConsume(*subscription);
 }
 
-inline void ConsumingLoop::SendQos(const Subscription& subscription) {
+// What follows from what the queue was declared with.
+inline void ConsumingLoop::NoteArguments(Subscription& subscription, const SetupResult& result) {
+    subscription.may_be_stream = !result.arguments;
+    subscription.takes_turns = !result.arguments || result.arguments->HasSingleActiveConsumer();
+    if (subscription.what.destination->ordered && !result.SingleConsumer()) {
+        const std::string why = result.arguments ? "it was declared without x-single-active-consumer"
+                                                 : result.why_not_known;
+        Log(LogLevel::kWarning,
+            "the queue " + subscription.queue +
+                " is not known to have a single active consumer, so that members of the group " +
+                subscription.what.group + " may overtake each other: " + why);
+    }
     constexpr std::size_t kMost = UINT16_MAX;
+    subscription.prefetch = std::min(subscription.what.prefetch, kMost);
+    // One after the other: what breaks the connection then takes no other message with it.
+    if (subscription.unreadable > 0) subscription.prefetch = 1;
+    const auto limit = DeliveryLimitOf(result.arguments, Wire().GetServer());
+    subscription.limited = limit.has_value();
+    if (!limit) return;
+    const auto most = static_cast<std::size_t>(std::max<std::int64_t>(limit->returns, 1));
+    subscription.prefetch = std::min(subscription.prefetch, most);
+    if (std::exchange(subscription.warned_of_limit, true)) return;
+    Log(LogLevel::kWarning,
+        "the quorum queue " + subscription.queue +
+            " drops or dead-letters a message that was returned " + std::to_string(limit->returns) +
+            " times (" +
+            (limit->assumed ? "the default of RabbitMQ 4 where neither x-delivery-limit nor a policy "
+                              "says otherwise"
+                            : "x-delivery-limit") +
+            "), and each connection that ends returns all that was prefetched: at most " +
+            std::to_string(subscription.prefetch) + " of its messages are held at a time");
+}
+
+// A consumer of a stream without a place of its own gets what comes from now on: what was sent before,
+// and between two runs, would never be handled, and nobody would know.
+inline void ConsumingLoop::Refuse(const Shared& subscription) {
+    Retry(*subscription,
+          {ErrorCode::kUnsupported,
+           Wire().Where() + ": the queue " + subscription->queue +
+               " is a stream: it keeps no place for the group, so that what is sent while nobody "
+               "consumes would never be handled, expected a classic or a quorum queue",
+           {}},
+          true);
+}
+
+inline void ConsumingLoop::SendQos(const Subscription& subscription) {
     amqp_basic_qos_t qos{};
-    qos.prefetch_count = static_cast<std::uint16_t>(std::min(subscription.what.prefetch, kMost));
+    qos.prefetch_count = static_cast<std::uint16_t>(subscription.prefetch);
     Wire().SendMethod(subscription.channel, AMQP_BASIC_QOS_METHOD, &qos);
 }
 
@@ -495,7 +712,11 @@ inline void ConsumingLoop::OnMethod(std::uint16_t channel, const amqp_method_t& 
 inline void ConsumingLoop::OnConsuming(Subscription& subscription) {
     if (subscription.stage != Subscription::Stage::kOpening) return;
     subscription.stage = Subscription::Stage::kConsuming;
-    subscription.consuming_since = Clock::now();
+    const auto now = Clock::now();
+    subscription.consuming_since = subscription.looked_after_at = now;
+    subscription.watch.NoteProgress(now);
+    subscription.arrived = false;
+    subscription.logged.clear();
     SetState(subscription, Phase::kActive, nullptr);
     if (subscription.stopped) Stop(subscription);
 }
@@ -503,6 +724,8 @@ inline void ConsumingLoop::OnConsuming(Subscription& subscription) {
 inline void ConsumingLoop::OnDeliver(Subscription& subscription, const amqp_basic_deliver_t& deliver) {
     if (subscription.stage == Subscription::Stage::kClosing) return;
     ++subscription.unsettled;
+    reading_ = &subscription;
+    subscription.arrived = true;
     Assembly& assembly = subscription.assembly;
     assembly = {};
     assembly.tag = deliver.delivery_tag;
@@ -520,11 +743,18 @@ inline void ConsumingLoop::OnDeliver(Subscription& subscription, const amqp_basi
 inline void ConsumingLoop::OnProperties(std::uint16_t channel,
                                         const amqp_basic_properties_t& properties,
                                         std::uint64_t body_size) {
+    reading_ = nullptr;
     Subscription* const subscription = On(channel);
     if (subscription == nullptr || subscription->assembly.inbound == nullptr) return;
     Assembly& assembly = subscription->assembly;
     Message& message = assembly.inbound->message;
     assembly.received = DecodeProperties(properties, message);
+    if (assembly.received.from_stream && subscription->may_be_stream) {
+        const Shared keep = by_channel_[channel];
+        CloseChannel(*subscription);
+        return Refuse(keep);
+    }
+    assembly.received.probe = assembly.received.probe && body_size == 0;
     message.redelivered = message.redelivered || assembly.received.possible_duplicate;
     assembly.inbound->sender = std::move(assembly.received.sender);
     assembly.missing = body_size;
@@ -544,6 +774,8 @@ inline void ConsumingLoop::OnBody(std::uint16_t channel, std::string_view fragme
 inline void ConsumingLoop::HandUp(Subscription& subscription) {
     Assembly assembly = std::move(subscription.assembly);
     subscription.assembly = {};
+    subscription.mended = 0;
+    if (subscription.standing && subscription.unreadable == 0) SetStandstill(subscription, {});
     if (assembly.received.probe) {
         Message& probe = assembly.inbound->message;
         subscription.probes.push_back(
@@ -589,6 +821,9 @@ inline void ConsumingLoop::SendAcks(Subscription& subscription) {
 inline void ConsumingLoop::Stop(Subscription& subscription) {
     subscription.stopped = true;
     if (subscription.what.destination->ordered) return;
+    // A quorum queue takes a message that crosses the cancel back in front of what was delivered before
+    // it: with a limit, the same messages would be returned each time and begun with never.
+    if (subscription.limited) return;
     if (!Up() || subscription.stage != Subscription::Stage::kConsuming) return;
     const std::string tag = ConsumerTag(subscription);
     amqp_basic_cancel_t cancel{};
@@ -693,9 +928,11 @@ inline void ConsumingLoop::Retry(Subscription& subscription, const Failure& fail
     if (consumed && now - subscription.consuming_since >= kSettled) subscription.backoff.Reset();
     subscription.consuming_since = {};
     subscription.retry_at = now + subscription.backoff.Next();
-    settings_->context.log(LogLevel::kWarning, failure.text + "; the group " + subscription.what.group +
-                                                   " of " + subscription.what.destination->topic +
-                                                   " tries again");
+    // What does not change is one line, not one for each attempt.
+    const bool repeated = std::exchange(subscription.logged, failure.text) == failure.text;
+    settings_->context.log(repeated ? LogLevel::kDebug : LogLevel::kWarning,
+                           failure.text + "; the group " + subscription.what.group + " of " +
+                               subscription.what.destination->topic + " tries again");
     SetState(subscription, refused ? Phase::kRefused : Phase::kRetrying,
              std::make_shared<const Error>(failure.ToError()));
 }
@@ -715,7 +952,10 @@ inline void ConsumingLoop::SetState(Subscription& subscription, Phase phase,
 }
 
 inline void ConsumingLoop::OnUp() {
-    for (const Shared& subscription : subscriptions_) subscription->retry_at = {};
+    reading_ = nullptr;
+    for (const Shared& subscription : subscriptions_) {
+        if (subscription->unreadable == 0) subscription->retry_at = {};
+    }
 }
 
 inline void ConsumingLoop::OnDown(const Failure& failure) {
@@ -733,11 +973,33 @@ inline void ConsumingLoop::OnDown(const Failure& failure) {
         subscription->stage = Subscription::Stage::kIdle;
         if (subscription->closing) {
             FinishClose(*subscription);
-        } else {
+        } else if (subscription.get() == reading_ && IsUnreadable(failure)) {
+            SetAside(*subscription, failure);
+        } else if (subscription->unreadable == 0) {
             SetState(*subscription, phase, error);
         }
     }
+    reading_ = nullptr;
     by_channel_.clear();
+}
+
+// The message would break the next connection as well, and with it every other subscription: this one
+// waits, longer each time.
+inline void ConsumingLoop::SetAside(Subscription& subscription, const Failure& failure) {
+    const auto pause = std::min<std::chrono::minutes>(
+        kUnreadablePause * (1 << std::min(subscription.unreadable, 4u)), kLongestUnreadablePause);
+    ++subscription.unreadable;
+    subscription.retry_at = Clock::now() + pause;
+    const std::string text =
+        failure.text + ": a message at the front of the queue " + subscription.queue +
+        " cannot be read, and breaks the connection; it has to be taken out of the queue by another "
+        "program, and until then the group " +
+        subscription.what.group + " of " + subscription.what.destination->topic +
+        " gets no further than that";
+    settings_->context.log(subscription.unreadable == 1 ? LogLevel::kError : LogLevel::kDebug, text);
+    SetStandstill(subscription, text);
+    SetState(subscription, Phase::kRefused,
+             std::make_shared<const Error>(Error{ErrorCode::kRefused, text}));
 }
 
 inline void ConsumingLoop::OnEnd() {
@@ -830,11 +1092,12 @@ inline Inquiry::Answer ConsumingLoop::OwnShare(const std::string& queue,
     answer.failure = result.failure;
     answer.ready = result.ready;
     answer.consumers = result.consumers;
-    answer.single_consumer = result.single_consumer;
+    answer.single_consumer = result.SingleConsumer();
     for (const auto& [channel, subscription] : by_channel_) {
         if (subscription->queue != queue) continue;
         answer.own_unsettled += subscription->unsettled;
-        const bool cancelled = subscription->stopped && !subscription->what.destination->ordered;
+        const bool cancelled =
+            subscription->stopped && !subscription->limited && !subscription->what.destination->ordered;
         if (subscription->stage == Subscription::Stage::kConsuming && !cancelled) {
             ++answer.own_consumers;
         }

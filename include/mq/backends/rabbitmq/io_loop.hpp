@@ -34,11 +34,13 @@
 
 namespace mq::rabbitmq::detail {
 
-/// What the loops of one backend have in common. Immutable.
+/// What the loops of one backend have in common. Immutable, but for what it points to.
 struct Settings {
     backend::Context context = {};
     Options options = {};
     std::string broker = {};  ///< The beginning of every log line and error text.
+    /// Set by the first connection that finds another product behind the URL.
+    std::shared_ptr<std::atomic<bool>> warned_of_product = std::make_shared<std::atomic<bool>>(false);
 };
 
 /// One attempt to connect, on a thread of its own, for connecting blocks and the loop must not.
@@ -276,8 +278,20 @@ private:
         logged_.clear();
         mail_->SetConnected(true, {});
         settings_->context.log(LogLevel::kInfo, connection_->Where() + ": connected to " + purpose_);
+        CheckProduct();
         setup_.Up(*connection_);
         OnUp();
+    }
+
+    // Other brokers speak the protocol as well, and differ where this library relies on RabbitMQ.
+    void CheckProduct() {
+        const Server& server = connection_->GetServer();
+        if (server.IsRabbitMq() || settings_->warned_of_product->exchange(true)) return;
+        settings_->context.log(LogLevel::kWarning,
+                               connection_->Where() + ": it is not a RabbitMQ but calls itself " +
+                                   mq::detail::Shown(server.product) +
+                                   ": confirms, returned messages, single active consumers and what "
+                                   "is left in a queue may not be what this library takes them for");
     }
 
     void OnConnectFailed(const Failure& failure) {

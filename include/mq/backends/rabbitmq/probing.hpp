@@ -15,6 +15,7 @@
 /// answers.
 #pragma once
 
+#include <mq/backends/rabbitmq/codec.hpp>
 #include <mq/backends/rabbitmq/io_loop.hpp>
 #include <mq/backends/rabbitmq/mailbox.hpp>
 #include <mq/log.hpp>
@@ -211,12 +212,16 @@ private:
         properties._flags = AMQP_BASIC_CORRELATION_ID_FLAG;
         properties.correlation_id = Bytes(note.number);
         std::array<amqp_table_entry_t, 1> headers{};
+        const std::string mark = std::string{kProbeMark} + settings_->context.client_id;
         if (note.is_question) {
             headers[0].key = Bytes(kProbeHeader);
             headers[0].value.kind = AMQP_FIELD_KIND_UTF8;
-            headers[0].value.value.bytes = amqp_cstring_bytes("true");
-            properties._flags |=
-                AMQP_BASIC_REPLY_TO_FLAG | AMQP_BASIC_EXPIRATION_FLAG | AMQP_BASIC_HEADERS_FLAG;
+            headers[0].value.value.bytes = Bytes(mark);
+            properties._flags |= AMQP_BASIC_REPLY_TO_FLAG | AMQP_BASIC_EXPIRATION_FLAG |
+                                 AMQP_BASIC_HEADERS_FLAG | AMQP_BASIC_TYPE_FLAG |
+                                 AMQP_BASIC_APP_ID_FLAG;
+            properties.type = Bytes(kProbeHeader);
+            properties.app_id = Bytes(kProbeApplication);
             properties.reply_to = amqp_cstring_bytes(kReplies);
             properties.expiration = amqp_cstring_bytes(kExpiration);
             properties.headers = {static_cast<int>(headers.size()), headers.data()};

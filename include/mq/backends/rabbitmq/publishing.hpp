@@ -10,6 +10,7 @@
 #include <mq/backends/rabbitmq/io_loop.hpp>
 #include <mq/backends/rabbitmq/mailbox.hpp>
 #include <mq/backends/rabbitmq/topology.hpp>
+#include <mq/backends/rabbitmq/watch.hpp>
 
 #include <algorithm>
 #include <chrono>
@@ -28,18 +29,29 @@
 
 namespace mq::rabbitmq {
 
-/// The way to one destination. Its first two members are immutable; the others are the I/O thread's.
-struct Route {
-    enum class State : unsigned char { kUnknown, kSettingUp, kReady };
+/// What is published to one address waits here, for as long as something is being declared for it: all
+/// of it, whatever description of the address it came by, or what needs nothing would overtake what was
+/// sent before it. The I/O thread's.
+struct Lane {
+    std::deque<Pending> parked = {};
+    bool setting_up = false;  ///< For one of its routes.
+    bool listed = false;      ///< Whether the loop knows it.
+};
 
-    Route(std::shared_ptr<const backend::Destination> where, const Options& options)
-        : destination(std::move(where)), topology(*destination, options) {}
+/// One description of a destination. Its first three members are immutable; the others are the I/O
+/// thread's.
+struct Route {
+    Route(std::shared_ptr<const backend::Destination> where, const Options& options, Lane& way)
+        : destination(std::move(where)), topology(*destination, options), lane(way) {}
 
     const std::shared_ptr<const backend::Destination> destination;
     const Topology topology;
-    State state = State::kUnknown;
-    std::deque<Pending> parked = {};  ///< Until the exchange and the queues are there.
-    bool listed = false;              ///< Whether the loop knows it.
+    Lane& lane;
+    /// The exchange, the queues and the bindings were there, when they were last looked at.
+    bool ready = false;
+    std::chrono::steady_clock::time_point looked_at = {};
+    bool used = false;    ///< Published to since then.
+    bool listed = false;  ///< Whether the loop knows it.
 };
 
 namespace detail {
@@ -70,7 +82,9 @@ public:
                 return &route;
             }
         }
-        return &routes_.emplace_back(std::move(destination), settings_->options);
+        static_cast<void>(Topology{*destination, settings_->options});  // throws before a lane is made
+        Lane& lane = LaneOf(destination->address);
+        return &routes_.emplace_back(std::move(destination), settings_->options, lane);
     }
 
     /// Never blocks. Thread-safe.
@@ -109,6 +123,11 @@ private:
     static constexpr std::uint16_t kChannel = 2;
     // As much as goes to the socket in one piece; beyond it, encoding waits for the socket.
     static constexpr std::size_t kMostUnsent = std::size_t{256} << 10u;
+    // What is published to is looked at again so often, in between and without anybody waiting for it.
+    static constexpr std::chrono::seconds kLookEvery{10};
+    // A message waits for another look where the last one is older: other programs may have deleted or
+    // unbound something, and the broker confirms a message that a missing queue does not get.
+    static constexpr std::chrono::seconds kLookIsGood{20};
     // An exchange that vanishes again and again although it is declared each time.
     static constexpr unsigned kMostClosures = 2;
 
@@ -140,7 +159,20 @@ private:
                       std::uint64_t body_size) override;
     void OnBody(std::uint16_t /*channel*/, std::string_view /*fragment*/) override {}
 
+    // Call with routes_mutex_ held.
+    Lane& LaneOf(const std::string& address) {
+        for (const Route& route : routes_) {
+            if (route.destination->address == address) return route.lane;
+        }
+        return lanes_.emplace_back();
+    }
+
     void Accept(Pending pending);
+    [[nodiscard]] static bool MustWait(const Route& route, Clock::time_point now) {
+        return !route.ready || now - route.looked_at >= kLookIsGood || !route.lane.parked.empty();
+    }
+    void LookAfterRoutes(Clock::time_point now);
+    void OnRouteLookedAt(Route& route, const SetupResult& result);
     void OpenChannel();
     void Pump(Clock::time_point now);
     [[nodiscard]] bool MaySend() const;
@@ -186,20 +218,26 @@ private:
     }
 
     const std::shared_ptr<PublishingMailbox> mailbox_;
-    std::mutex routes_mutex_ = {};  // guards the container routes_; a route never moves or goes away
+    std::mutex routes_mutex_ =
+        {};  // guards the two containers; what is in them never moves or goes away
+    std::deque<Lane> lanes_ = {};
     std::deque<Route> routes_ = {};
 
     // Of the I/O thread alone:
     std::vector<Pending> taken_ = {};
     std::deque<Pending> queue_ = {};  // accepted and not yet sent, in order
-    std::size_t parked_ = 0;          // messages in the routes' parked queues
-    std::vector<Route*> used_ = {};   // the routes that were published to
+    std::size_t parked_ = 0;          // messages in the lanes' parked queues
+    std::vector<Lane*> lanes_used_ = {};
+    std::vector<Route*> used_ = {};  // the routes that were published to
     ConfirmWindow window_;
     PropertiesEncoder encoder_ = {};
     std::optional<Return> return_ = {};
     backend::PublicationList finished_ = {};
     bool channel_ready_ = false;
     bool suspect_in_flight_ = false;
+    bool looking_ = false;  // at a route that is in use
+    Clock::time_point next_look_ = {};
+    ConfirmWatch watch_ = {};
     Clock::time_point channel_asked_at_ = {};
     // No deadline of a message is earlier; a later one may be the earliest by now.
     Clock::time_point next_deadline_ = Clock::time_point::max();
@@ -218,6 +256,15 @@ inline void PublishingLoop::Turn(Clock::time_point now) {
     for (auto& inquiry : inquiries) Answer(std::move(inquiry));
     if (now >= next_deadline_) Expire(now);
     if (!Up()) return;
+    if (Blocked() || window_.Size() == 0) watch_.NoteProgress(now);
+    if (channel_ready_ && now >= watch_.Deadline()) {
+        Lose({ErrorCode::kUnavailable,
+              Wire().Where() + ": it has confirmed none of " + std::to_string(window_.Size()) +
+                  " messages for " + std::to_string(ConfirmWatch::kPatience.count()) + " seconds",
+              {}});
+        return;
+    }
+    LookAfterRoutes(now);
     if (channel_ready_) {
         Pump(now);
     } else if (!Blocked() && now >= channel_asked_at_ + SetupChannel::kPatience) {
@@ -231,6 +278,10 @@ inline Clock::time_point PublishingLoop::NextTurn() const {
     if (Up() && MaySend() && Wire().Unsent() == 0) next = Clock::time_point::min();
     if (Up() && !channel_ready_ && !Blocked()) {
         next = std::min(next, channel_asked_at_ + SetupChannel::kPatience);
+    }
+    if (Up() && !Blocked()) {
+        if (window_.Size() > 0) next = std::min(next, watch_.Deadline());
+        if (!looking_ && !used_.empty()) next = std::min(next, next_look_);
     }
     return next;
 }
@@ -270,7 +321,7 @@ inline void PublishingLoop::Pump(Clock::time_point now) {
         if (pending.publication->deadline <= now) {
             const Outcome outcome = OutcomeOf(pending);
             Finish(std::move(pending), WaitedTooLong().ForMessage(outcome));
-        } else if (pending.route->state != Route::State::kReady) {
+        } else if (MustWait(*pending.route, now)) {
             Park(std::move(pending));
         } else {
             Send(std::move(pending));
@@ -296,37 +347,73 @@ inline void PublishingLoop::Send(Pending pending) {
         return;
     }
     suspect_in_flight_ = pending.suspect;
+    pending.route->used = true;
     window_.Add(std::move(pending), begin);
 }
 
 inline void PublishingLoop::Park(Pending pending) {
     Route& route = *pending.route;
-    route.parked.push_back(std::move(pending));
+    Lane& lane = route.lane;
+    lane.parked.push_back(std::move(pending));
     ++parked_;
+    if (!std::exchange(lane.listed, true)) lanes_used_.push_back(&lane);
     if (!std::exchange(route.listed, true)) used_.push_back(&route);
-    if (route.state == Route::State::kSettingUp) return;
-    route.state = Route::State::kSettingUp;
+    // What is set up for an earlier description of the address comes first: the rest follows in turn.
+    if (std::exchange(lane.setting_up, true)) return;
     setup_.Run(StepsForPublishing(route.topology, *route.destination, settings_->options),
                [this, &route](const SetupResult& result) { OnRouteSetUp(route, result); });
 }
 
 inline void PublishingLoop::OnRouteSetUp(Route& route, const SetupResult& result) {
+    Lane& lane = route.lane;
+    lane.setting_up = false;
     // Without a connection the parked messages wait for the next one, with all the others.
     if (!Up()) return;
-    parked_ -= route.parked.size();
-    std::deque<Pending> parked = std::exchange(route.parked, {});
-    if (result.failure) {
-        route.state = Route::State::kUnknown;
-        for (Pending& pending : parked) {
+    parked_ -= lane.parked.size();
+    std::deque<Pending> waiting;
+    for (Pending& pending : std::exchange(lane.parked, {})) {
+        if (result.failure && pending.route == &route) {
             const Outcome outcome = OutcomeOf(pending);
             Finish(std::move(pending), result.failure->ForMessage(outcome));
+        } else {
+            waiting.push_back(std::move(pending));
         }
-        return;
     }
-    // What is still in the queue for this route came later.
-    route.state = Route::State::kReady;
-    queue_.insert(queue_.begin(), std::make_move_iterator(parked.begin()),
-                  std::make_move_iterator(parked.end()));
+    route.ready = !result.failure;
+    route.looked_at = Clock::now();
+    route.used = false;
+    // What is still in the queue for this address came later.
+    queue_.insert(queue_.begin(), std::make_move_iterator(waiting.begin()),
+                  std::make_move_iterator(waiting.end()));
+}
+
+// One at a time, so that hundreds of destinations make a trickle and no burst.
+inline void PublishingLoop::LookAfterRoutes(Clock::time_point now) {
+    if (looking_ || Blocked() || now < next_look_) return;
+    next_look_ = now + kLookEvery;
+    Route* due = nullptr;
+    for (Route* const route : used_) {
+        if (!route->ready || !route->used) continue;
+        next_look_ = std::min(next_look_, route->looked_at + kLookEvery);
+        if (due == nullptr || route->looked_at < due->looked_at) due = route;
+    }
+    if (due == nullptr || now < due->looked_at + kLookEvery) return;
+    looking_ = true;
+    due->used = false;
+    setup_.Run(StepsForPublishing(due->topology, *due->destination, settings_->options),
+               [this, due](const SetupResult& result) { OnRouteLookedAt(*due, result); });
+}
+
+inline void PublishingLoop::OnRouteLookedAt(Route& route, const SetupResult& result) {
+    looking_ = false;
+    next_look_ = {};
+    if (!Up() || !route.ready) return;
+    route.looked_at = Clock::now();
+    if (!result.failure) return;
+    // The next message looks for itself, and fails where it still is so.
+    route.ready = false;
+    Log(LogLevel::kWarning, "the topic " + route.destination->topic +
+                                " has not what it needs any more: " + result.failure->text);
 }
 
 inline void PublishingLoop::OnMethod(std::uint16_t channel, const amqp_method_t& method) {
@@ -375,6 +462,7 @@ inline void PublishingLoop::OnProperties(std::uint16_t channel,
 }
 
 inline void PublishingLoop::OnConfirm(std::uint64_t tag, bool multiple, bool positive) {
+    watch_.NoteProgress(Clock::now());
     window_.Confirm(tag, multiple, [&](Pending pending, const Returned* returned) {
         if (returned != nullptr) {
             FinishReturned(std::move(pending), *returned);
@@ -392,6 +480,13 @@ inline void PublishingLoop::OnConfirm(std::uint64_t tag, bool multiple, bool pos
 
 inline void PublishingLoop::FinishReturned(Pending pending, const Returned& returned) {
     const Topology& topology = pending.route->topology;
+    // A queue or its binding may have gone: the next message looks, where the last look is not this
+    // one's.
+    const bool groups_named = !pending.route->destination->groups.empty() || !topology.HasExchange();
+    constexpr std::chrono::seconds kJustLooked{1};
+    if (groups_named && Clock::now() - pending.route->looked_at >= kJustLooked) {
+        pending.route->ready = false;
+    }
     std::string text = settings_->broker + ": ";
     if (topology.HasExchange()) {
         text += "no queue takes what is published to the exchange " + topology.Exchange();
@@ -442,12 +537,13 @@ inline std::size_t PublishingLoop::Requeue(bool channel_only) {
         first.push_back(std::move(pending));
     });
     const std::size_t taken = first.size();
-    for (Route* const route : used_) {
-        if (channel_only && route->state == Route::State::kSettingUp) continue;
-        route->state = Route::State::kUnknown;
-        std::move(route->parked.begin(), route->parked.end(), std::back_inserter(first));
-        parked_ -= route->parked.size();
-        route->parked.clear();
+    for (Route* const route : used_) route->ready = false;
+    // Behind what was in flight; a setup that is under way goes on, and they are parked again until
+    // then.
+    for (Lane* const lane : lanes_used_) {
+        std::move(lane->parked.begin(), lane->parked.end(), std::back_inserter(first));
+        parked_ -= lane->parked.size();
+        lane->parked.clear();
     }
     queue_.insert(queue_.begin(), std::make_move_iterator(first.begin()),
                   std::make_move_iterator(first.end()));
@@ -473,10 +569,10 @@ inline void PublishingLoop::FailWaiting(const Failure& failure) {
 inline void PublishingLoop::Expire(Clock::time_point now) {
     next_deadline_ = Clock::time_point::max();
     ExpireAll(queue_, now);
-    for (Route* const route : used_) {
-        parked_ -= route->parked.size();
-        ExpireAll(route->parked, now);
-        parked_ += route->parked.size();
+    for (Lane* const lane : lanes_used_) {
+        parked_ -= lane->parked.size();
+        ExpireAll(lane->parked, now);
+        parked_ += lane->parked.size();
     }
     const auto earliest = window_.Expire(now, [this](Pending pending) {
         Finish(std::move(pending), NotConfirmed().ForMessage(Outcome::kUnknown));
@@ -539,7 +635,7 @@ inline void PublishingLoop::Answer(std::shared_ptr<Inquiry> inquiry) {
         answer.failure = result.failure;
         answer.ready = result.ready;
         answer.consumers = result.consumers;
-        answer.single_consumer = result.single_consumer;
+        answer.single_consumer = result.SingleConsumer();
         inquiry->Finish(std::move(answer));
     });
 }
@@ -564,9 +660,9 @@ inline void PublishingLoop::OnEnd() {
             Finish(std::move(pending), closed.ForMessage(Outcome::kUnknown));
         }
     });
-    for (Route* const route : used_) {
-        std::move(route->parked.begin(), route->parked.end(), std::back_inserter(queue_));
-        route->parked.clear();
+    for (Lane* const lane : lanes_used_) {
+        std::move(lane->parked.begin(), lane->parked.end(), std::back_inserter(queue_));
+        lane->parked.clear();
     }
     parked_ = 0;
     std::move(taken_.begin(), taken_.end(), std::back_inserter(queue_));

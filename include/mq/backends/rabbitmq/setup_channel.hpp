@@ -7,6 +7,7 @@
 #include <mq/backends/rabbitmq/connection.hpp>
 #include <mq/backends/rabbitmq/failure.hpp>
 #include <mq/backends/rabbitmq/options.hpp>
+#include <mq/backends/rabbitmq/queue_arguments.hpp>
 #include <mq/backends/rabbitmq/topology.hpp>
 #include <mq/log.hpp>
 
@@ -15,6 +16,7 @@
 #include <cstdint>
 #include <deque>
 #include <functional>
+#include <map>
 #include <optional>
 #include <string>
 #include <utility>
@@ -29,8 +31,8 @@ struct Step {
         kQueue,     ///< A queue; the same.
         kBind,      ///< A binding; made in any case, for it may be there already.
         kInspect,   ///< A queue, which is only asked about.
-        /// Whether a queue that is there has a single active consumer: declared again, with what it
-        /// should have. The broker refuses where it differs, and otherwise nothing happens.
+        /// What a queue that is there was declared with: declared again, with what it should have. The
+        /// broker refuses where it differs and says in what, and otherwise nothing happens.
         kCompare,
     };
     Kind kind = Kind::kExchange;
@@ -52,11 +54,19 @@ inline Steps StepsForGroup(const Topology& topology, const std::string& group, b
     // The members of a group share a queue, and two of them would overtake each other on one key; with
     // a single active consumer the queue's order is the group's order.
     steps.push_back({Step::Kind::kQueue, queue, {}, {}, ordered});
-    if (ordered) steps.push_back({Step::Kind::kCompare, queue, {}, {}, true});
+    steps.push_back({Step::Kind::kCompare, queue, {}, {}, ordered});
     if (bind) {
         steps.push_back(
             {Step::Kind::kBind, queue, topology.Exchange(), topology.BindingKey(group), false});
     }
+    return steps;
+}
+
+/// What a group that consumes still needs: the same, without a look at what the queue is like.
+inline Steps StepsForUpkeep(const Topology& topology, const std::string& group, bool ordered,
+                            const Options& options) {
+    Steps steps = StepsForGroup(topology, group, ordered, options);
+    std::erase_if(steps, [](const Step& step) { return step.kind == Step::Kind::kCompare; });
     return steps;
 }
 
@@ -83,10 +93,16 @@ inline Steps StepsForPublishing(const Topology& topology, const backend::Destina
 /// How a job ended.
 struct SetupResult {
     std::optional<Failure> failure = {};
-    std::uint32_t ready = 0;          ///< Of the last kInspect.
-    std::uint32_t consumers = 0;      ///< The same.
-    bool single_consumer = false;     ///< kCompare: it is certain to have one.
-    std::string why_not_single = {};  ///< kCompare: else, what the broker said.
+    std::uint32_t ready = 0;      ///< Of the last kInspect.
+    std::uint32_t consumers = 0;  ///< The same.
+    /// kCompare: what the queue was declared with; nothing where it is not known, and then why.
+    std::optional<QueueArguments> arguments = {};
+    std::string why_not_known = {};
+
+    /// Whether the queue is certain to have a single active consumer.
+    [[nodiscard]] bool SingleConsumer() const {
+        return arguments && arguments->HasSingleActiveConsumer();
+    }
 };
 
 /// The channel of one connection for such jobs. One thread.
@@ -141,6 +157,7 @@ private:
         std::size_t at = 0;
         bool declare = false;  // the step was found missing, and is being declared
         bool raced = false;    // somebody else has declared it meanwhile, with other arguments
+        int corrections = 0;   // kCompare: how often the guess was wrong
         SetupResult result = {};
     };
 
@@ -167,7 +184,10 @@ private:
         asked_at_ = Clock::now();
     }
 
+    [[nodiscard]] QueueArguments Wanted(const Step& step) const;
     void AskFor(const Step& step, bool passive);
+    void DeclareQueue(const Step& step, const QueueArguments& arguments);
+    bool OnDiffers(Job& job, const std::string& text);
     void OnStepDone(const amqp_method_t& method);
     void OnClosed(const amqp_channel_close_t& close);
 
@@ -178,11 +198,18 @@ private:
         Begin();
     }
 
+    // More arguments than any queue has.
+    static constexpr int kMostCorrections = 24;
+    // What is remembered of queues, so that the broker need not refuse anew after a reconnect.
+    static constexpr std::size_t kMostKnown = 10'000;
+
     const Options& options_;
     LogSink log_;
     std::string broker_;
     Connection* connection_ = nullptr;  // null while there is none
     std::deque<Job> jobs_ = {};
+    std::map<std::string, QueueArguments> known_ =
+        {};  // by queue: as it was when it was last looked at
     bool open_ = false;
     bool opening_ = false;
     bool waiting_ = false;  // for an answer
@@ -203,28 +230,17 @@ inline void SetupChannel::AskFor(const Step& step, bool passive) {
         }
         case Step::Kind::kQueue:
         case Step::Kind::kInspect:
-        case Step::Kind::kCompare: {
-            std::array<amqp_table_entry_t, 2> arguments{};
-            int count = 0;
-            if (!passive && options_.queue_type == QueueType::kQuorum) {
-                amqp_table_entry_t& type = arguments[static_cast<std::size_t>(count++)];
-                type.key = amqp_cstring_bytes("x-queue-type");
-                type.value.kind = AMQP_FIELD_KIND_UTF8;
-                type.value.value.bytes = amqp_cstring_bytes("quorum");
+            if (!passive) return DeclareQueue(step, Wanted(step));
+            {
+                amqp_queue_declare_t declare{};
+                declare.queue = Bytes(step.name);
+                declare.passive = 1;
+                Ask(AMQP_QUEUE_DECLARE_METHOD, &declare);
             }
-            if (!passive && step.single_consumer) {
-                amqp_table_entry_t& single = arguments[static_cast<std::size_t>(count++)];
-                single.key = amqp_cstring_bytes("x-single-active-consumer");
-                single.value.kind = AMQP_FIELD_KIND_BOOLEAN;
-                single.value.value.boolean = 1;
-            }
-            amqp_queue_declare_t declare{};
-            declare.queue = Bytes(step.name);
-            declare.passive = passive ? 1 : 0;
-            declare.durable = 1;
-            declare.arguments = {count, arguments.data()};
-            Ask(AMQP_QUEUE_DECLARE_METHOD, &declare);
             return;
+        case Step::Kind::kCompare: {
+            const auto known = known_.find(step.name);
+            return DeclareQueue(step, known == known_.end() ? Wanted(step) : known->second);
         }
         case Step::Kind::kBind: {
             amqp_queue_bind_t bind{};
@@ -235,6 +251,69 @@ inline void SetupChannel::AskFor(const Step& step, bool passive) {
             return;
         }
     }
+}
+
+// With its type in so many words: a broker that adds a default type of its own then tells.
+inline QueueArguments SetupChannel::Wanted(const Step& step) const {
+    using Type = QueueArguments::Type;
+    const bool quorum = options_.queue_type == QueueType::kQuorum;
+    QueueArguments wanted{quorum ? "quorum" : "classic"};
+    if (step.single_consumer) wanted.Set("x-single-active-consumer", {Type::kFlag, "true"});
+    // Each connection that is lost returns what was prefetched, begun with or not, and each return
+    // counts. A RabbitMQ before 4.0 has no limit unless told so, and takes -1 for 0.
+    if (quorum && connection_->GetServer().HasDefaultDeliveryLimit()) {
+        wanted.Set("x-delivery-limit", {Type::kNumber, "-1"});
+    }
+    return wanted;
+}
+
+inline void SetupChannel::DeclareQueue(const Step& step, const QueueArguments& arguments) {
+    std::vector<amqp_table_entry_t> entries;
+    for (const auto& [name, value] : arguments.All()) {
+        amqp_table_entry_t& entry = entries.emplace_back();
+        entry.key = Bytes(name);
+        switch (value.type) {
+            case QueueArguments::Type::kText:
+                // A classic queue is what every broker makes of no type, older ones included.
+                if (name == "x-queue-type" && value.text == "classic" &&
+                    step.kind != Step::Kind::kCompare) {
+                    entries.pop_back();
+                    break;
+                }
+                entry.value.kind = AMQP_FIELD_KIND_UTF8;
+                entry.value.value.bytes = Bytes(value.text);
+                break;
+            case QueueArguments::Type::kNumber:
+                entry.value.kind = AMQP_FIELD_KIND_I64;
+                entry.value.value.i64 = std::stoll(value.text);
+                break;
+            case QueueArguments::Type::kFlag:
+                entry.value.kind = AMQP_FIELD_KIND_BOOLEAN;
+                entry.value.value.boolean = value.text == "true" ? 1 : 0;
+                break;
+        }
+    }
+    amqp_queue_declare_t declare{};
+    declare.queue = Bytes(step.name);
+    declare.durable = arguments.Durable() ? 1 : 0;
+    declare.auto_delete = arguments.AutoDelete() ? 1 : 0;
+    declare.arguments = {static_cast<int>(entries.size()), entries.data()};
+    Ask(AMQP_QUEUE_DECLARE_METHOD, &declare);
+}
+
+// Whether to ask again, with what the broker has said.
+inline bool SetupChannel::OnDiffers(Job& job, const std::string& text) {
+    const Step& step = job.steps[job.at];
+    QueueArguments guess = Wanted(step);
+    const auto known = known_.find(step.name);
+    if (known != known_.end()) guess = known->second;
+    if (++job.corrections > kMostCorrections || !guess.Correct(text)) {
+        if (known != known_.end()) known_.erase(known);
+        return false;
+    }
+    if (known == known_.end() && known_.size() >= kMostKnown) known_.clear();
+    known_.insert_or_assign(step.name, std::move(guess));
+    return true;
 }
 
 inline void SetupChannel::OnMethod(const amqp_method_t& method) {
@@ -264,7 +343,10 @@ inline void SetupChannel::OnStepDone(const amqp_method_t& method) {
         job.result.ready = declared.message_count;
         job.result.consumers = declared.consumer_count;
     }
-    if (step.kind == Step::Kind::kCompare) job.result.single_consumer = true;
+    if (step.kind == Step::Kind::kCompare) {
+        const auto known = known_.find(step.name);
+        job.result.arguments = known == known_.end() ? Wanted(step) : known->second;
+    }
     if (job.declare) {
         log_(LogLevel::kInfo, broker_ + ": declared the " +
                                   (step.kind == Step::Kind::kExchange ? "exchange " : "queue ") +
@@ -292,9 +374,11 @@ inline void SetupChannel::OnClosed(const amqp_channel_close_t& close) {
         job.declare = false;
         job.raced = true;
     } else if (kind == Step::Kind::kCompare &&
-               (code == kPreconditionFailed || code == kAccessRefused)) {
-        job.result.why_not_single = text;
-        ++job.at;
+               (code == kPreconditionFailed || code == kAccessRefused || code == kResourceLocked)) {
+        if (code != kPreconditionFailed || !OnDiffers(job, text)) {
+            job.result.why_not_known = text;
+            ++job.at;
+        }
     } else {
         job.result.failure = FromReply(connection_->Where(), code, text);
         Finish();
