@@ -8,6 +8,7 @@
 #include <mq/config.hpp>
 #include <mq/delivery.hpp>
 #include <mq/detail/client_core.hpp>
+#include <mq/detail/unique_function.hpp>
 #include <mq/error.hpp>
 #include <mq/message.hpp>
 #include <mq/policy.hpp>
@@ -39,7 +40,8 @@ concept DeliveryHandler = !MessageHandler<Handler> && std::invocable<std::decay_
 
 namespace detail {
 
-/// Whether a callable holds nothing to call: a null pointer, an empty std::function.
+/// Whether a callable holds nothing to call: a null pointer to a function or a member, an empty
+/// std::function or another wrapper that can be made from nullptr, or a reference to one of them.
 template <typename Callable>
 bool IsEmpty(const Callable& callable) {
     if constexpr (std::constructible_from<Callable, std::nullptr_t> &&
@@ -48,6 +50,16 @@ bool IsEmpty(const Callable& callable) {
     } else {
         return false;
     }
+}
+
+template <typename Callable>
+bool IsEmpty(const std::reference_wrapper<Callable>& callable) {
+    return IsEmpty(callable.get());
+}
+
+template <typename Signature>
+bool IsEmpty(const UniqueFunction<Signature>& callable) {
+    return !static_cast<bool>(callable);
 }
 
 }  // namespace detail
@@ -88,11 +100,15 @@ public:
     /// Blocks only while as much as `client.max_in_flight_bytes` is unconfirmed, or while an ordered
     /// topic changes its broker, until the send's deadline at most; the callback thread itself never
     /// waits for room, and fails with ErrorCode::kOverflow at twice that size.
-    /// @throws Error with ErrorCode::kInternal where the system gives no thread to run callbacks on;
-    ///     nothing is sent then, and the callback does not run.
+    /// @throws Error with ErrorCode::kInvalidArgument where the callback is empty, such as a null
+    ///     pointer; with ErrorCode::kInternal where the system gives no thread to run callbacks on.
+    ///     Nothing is sent then, and the callback does not run.
     template <typename Callback>
     requires std::invocable < std::decay_t<Callback>
     &, const SendResult& > void SendMsg(std::string_view topic, Message message, Callback&& callback) {
+        if (detail::IsEmpty(callback)) {
+            throw Error{ErrorCode::kInvalidArgument, "SendMsg was given an empty callback"};
+        }
         core_->Send(topic, std::move(message), SendCallback{std::forward<Callback>(callback)});
     }
 
@@ -120,7 +136,7 @@ public:
     template <typename Handler>
     requires MessageHandler<Handler> || DeliveryHandler<Handler> Subscription
     RecvMsg(std::string_view topic, Handler&& handler, const RecvOptions& options = {}) {
-        if (detail::IsEmpty<std::decay_t<Handler>>(handler)) {
+        if (detail::IsEmpty(handler)) {
             throw Error{ErrorCode::kInvalidArgument, "RecvMsg was given an empty handler"};
         }
         if constexpr (MessageHandler<Handler>) {
@@ -148,14 +164,26 @@ public:
 
     /// Takes another config: all of it, or none of it. Policies, groups, quiet periods, guards and
     /// dedup windows change while the client runs; brokers and topics may be added; what cannot change
-    /// is an error. The walks that follow happen in the background. Does not wait for brokers.
+    /// is an error. A topic that the client is subscribed to, or has ever sent to, cannot be taken out.
+    /// Nor can a config that was read from a file both move a topic and leave out what the move was to
+    /// wait for (`groups`, `quiet`) or what was promised for it (`order`, `dedup`): a file that is cut
+    /// short looks like that. The walks that follow happen in the background. Does not wait for
+    /// brokers.
     /// @throws Error with ErrorCode::kConfig and every problem, and the client then goes on as before;
     ///     with ErrorCode::kClosed where the client is closed.
     void Reload(const Config& config) { core_->Reload(config); }
 
-    /// Follows a config file: applies it now and after every change, within a second. What is wrong
-    /// with an edit goes to the log as an error, and the client goes on as before. Needs <mq/toml.hpp>.
-    /// A second call follows the second file instead, and nothing of the first is applied after it.
+    /// Follows a config file: applies it now and after every change, by the rules of Reload. What is
+    /// wrong with an edit goes to the log as an error, and the client goes on as before; what it has
+    /// changed goes there too. Needs <mq/toml.hpp>. A second call follows the second file instead, and
+    /// nothing of the first is applied after it.
+    ///
+    /// A file that is put in its place by a rename is applied at once. One that is written in place is
+    /// applied when it has not changed for 0.7 seconds; for 3 seconds where it lets a topic move with
+    /// less proof than before (a group less, a shorter `quiet`, `guard = "off"`, a move for which no
+    /// group is named), takes a topic out, or does not end with a line break; and for 10 seconds while
+    /// its writer has it open. Blocks where such a file is younger than 3 seconds at the call, for 10
+    /// seconds at most.
     /// @throws Error where no header that reads config files is included, or the client is closed.
     void Watch(const std::filesystem::path& path) { core_->Watch(path); }
 

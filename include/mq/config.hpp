@@ -64,7 +64,7 @@ struct TopicConfig {
     /// No arrival for this long before a side may be left.
     std::chrono::milliseconds quiet = std::chrono::seconds{30};
     /// How long a group remembers the ids of handled messages, to keep their duplicates from its
-    /// handlers; zero for not at all.
+    /// handlers; zero for not at all. See Message::id for a handler that sends on what it received.
     std::chrono::milliseconds dedup = {};
     /// How many ids a group remembers at the most; the oldest are forgotten first. One of the library's
     /// takes some 150 bytes, in each client and for each group that it subscribes for.

@@ -24,14 +24,17 @@ struct Message {
     std::string body = {};  ///< Any bytes, also none.
     std::string key = {};   ///< Messages of one key stay together; empty for none.
     Headers headers = {};
-    std::string id = {};  ///< Made by the send where empty; the same on both sides.
+    /// Made by the send where empty; the same on both sides. Two messages of one id are one message, to
+    /// a topic with a `dedup` window. A received message that is sent on to the topic that it came from
+    /// is another one: there it gets an id of its own, made from that one, its key, headers and body.
+    std::string id = {};
     /// Set to now by the send where unset; kept to the millisecond.
     std::chrono::system_clock::time_point timestamp = {};
     std::string content_type = {};
     std::string correlation_id = {};
     std::string reply_to = {};
 
-    std::string topic = {};    ///< On receipt: the topic of the config.
+    std::string topic = {};    ///< On receipt: the topic of the config. A send does not need it.
     bool redelivered = false;  ///< On receipt: the group may have seen this message before.
     Side side = Side::kOld;    ///< On receipt: where it came from; kOld for a topic of one broker.
 

@@ -782,11 +782,15 @@ TEST_CASE("a reload applies a policy, quiet periods and groups, and adds brokers
     wanted.topics["refunds"] = {.broker = "third"};
     client.Reload(wanted);
     CHECK(client.Status("orders").policy == Policy::kNewPublish);
+    wanted.topics["returns"] = {.broker = "third"};
+    client.Reload(wanted);
     CHECK_NOTHROW(client.SendMsg("refunds", "b"));
     REQUIRE(bench.WaitForStage("orders", Policy::kNewPublish));
-    client.Reload(bench.config);
+    wanted.topics["orders"] = bench.config.topics["orders"];
+    wanted.topics.erase("returns");
+    client.Reload(wanted);
     CHECK(client.Status("orders").policy == Policy::kOld);
-    const auto gone = ErrorOf([&] { client.SendMsg("refunds", "b"); });
+    const auto gone = ErrorOf([&] { client.SendMsg("returns", "b"); });
     REQUIRE(gone);
     CHECK(gone->code() == ErrorCode::kUnknownTopic);
     REQUIRE(bench.WaitForStage("orders", Policy::kOld));
@@ -943,7 +947,34 @@ TEST_CASE("an empty handler is refused") {
     check(std::function<void(const Message&)>{});
     check(std::function<void(Delivery)>{});
     check(static_cast<void (*)(const Message&)>(nullptr));
+    check(static_cast<std::string Message::*>(nullptr));
+    std::function<void(const Message&)> nothing;
+    check(std::ref(nothing));
     CHECK(bench.legacy.Members("orders", "billing") == 0);
+}
+
+TEST_CASE("an empty send callback is refused, and nothing is sent") {
+    Bench bench;
+    Client& client = bench.Start();
+    const auto check = [&](auto callback) {
+        for (const std::string_view topic : {"invoices", "nowhere"}) {
+            const auto error = ErrorOf([&] { client.SendMsg(topic, Message{}, callback); });
+            REQUIRE(error);
+            CHECK(error->code() == ErrorCode::kInvalidArgument);
+            CHECK(error->outcome() == Outcome::kNotSent);
+        }
+        CHECK(ErrorOf([&] { client.SendMsg("invoices", "b", callback); }));
+    };
+    check(std::function<void(const SendResult&)>{});
+    check(static_cast<void (*)(const SendResult&)>(nullptr));
+    check(static_cast<bool (SendResult::*)() const>(nullptr));
+    std::function<void(const SendResult&)> nothing;
+    check(std::ref(nothing));
+    const auto empty = ErrorOf([&] { client.SendMsg("invoices", Message{}, mq::SendCallback{}); });
+    REQUIRE(empty);
+    CHECK(empty->code() == ErrorCode::kInvalidArgument);
+    CHECK(client.Flush(kPatience));
+    CHECK(bench.legacy.Messages("invoices").empty());
 }
 
 TEST_CASE("a prefetch that no broker can carry is refused, and 0 is the config's") {

@@ -984,6 +984,102 @@ TEST_CASE("clients of a group share what they have handled through a store, and 
     }
 }
 
+TEST_CASE("a message that its handler sends on to the same topic is another message") {
+    ClientBench bench;
+    std::unique_ptr<Client> client;
+    Counter handled;
+    DeliveryBox box;
+    const auto next_body = [](const Message& message) { return message.body + "+"; };
+    constexpr std::size_t kRounds = 4;
+    SECTION("as a copy of what it received") {
+        client = bench.Start();
+        const Subscription subscription = client->RecvMsg("orders", [&](const Message& message) {
+            if (handled.Add() == kRounds) return;
+            Message next = message;
+            next.body = next_body(message);
+            client->SendMsg("orders", std::move(next));
+        });
+        client->SendMsg("orders", Message{.body = "a", .id = "a"});
+        CHECK(handled.WaitFor(kRounds));
+    }
+    SECTION("as it is, again and again, with an id that does not grow without end") {
+        client = bench.Start();
+        std::vector<std::string> ids;
+        const Subscription subscription = client->RecvMsg("orders", [&](const Message& message) {
+            ids.push_back(message.id);
+            if (ids.size() < kRounds) client->SendMsg("orders", message);
+            handled.Add();
+        });
+        client->SendMsg("orders", Message{.id = std::string(200, 'x')});
+        REQUIRE(handled.WaitFor(kRounds));
+        std::sort(ids.begin(), ids.end());
+        CHECK(std::unique(ids.begin(), ids.end()) == ids.end());
+        for (const std::string& id : ids) CHECK((id.size() == 200 || id.size() < 80));
+    }
+    SECTION("as a new one with the same id") {
+        client = bench.Start();
+        const Subscription subscription = client->RecvMsg("orders", [&](const Message& message) {
+            if (handled.Add() < kRounds) client->SendMsg("orders", Message{.id = message.id});
+        });
+        client->SendMsg("orders", Message{.id = "a"});
+        CHECK(handled.WaitFor(kRounds));
+    }
+    SECTION("on another thread, after the handler has returned") {
+        client = bench.Start();
+        const Subscription subscription = client->RecvMsg("orders", box.Handler());
+        client->SendMsg("orders", Message{.id = "a"});
+        REQUIRE(box.WaitForCount(1));
+        auto deliveries = box.Take();
+        const Message message = deliveries.front().message();
+        deliveries.front().Ack();
+        client->SendMsg("orders", message);
+        CHECK(box.WaitForCount(1));
+        box.Take().front().Ack();
+    }
+    client.reset();
+}
+
+TEST_CASE("what a handler has sent on before it threw is not sent on twice") {
+    ClientBench bench;
+    const auto client = bench.Start();
+    Counter first;
+    Counter second;
+    const Subscription subscription = client->RecvMsg("orders", [&](const Message& message) {
+        if (message.body == "second") {
+            second.Add();
+            return;
+        }
+        Message next = message;
+        next.body = "second";
+        client->SendMsg("orders", std::move(next));
+        if (first.Add() == 1) throw std::runtime_error{"not yet"};
+    });
+    client->SendMsg("orders", Message{.body = "first", .id = "a"});
+    REQUIRE(first.WaitFor(2));
+    REQUIRE(ClientBench::WaitSettled(bench.legacy, 3));
+    CHECK(second.Value() == 1);
+}
+
+TEST_CASE(
+    "a message that is sent again with its own id stays the same one, and so does one sent elsewhere") {
+    ClientBench bench;
+    bench.config.topics["copies"] = bench.config.topics["orders"];
+    const auto client = bench.Start();
+    Collector copies;
+    Counter handled;
+    const Subscription to = client->RecvMsg("copies", copies.Handler());
+    const Subscription from = client->RecvMsg("orders", [&](const Message& message) {
+        client->SendMsg("copies", message);
+        handled.Add();
+    });
+    client->SendMsg("orders", Message{.id = "a"});
+    client->SendMsg("orders", Message{.id = "a"});
+    REQUIRE(ClientBench::WaitSettled(bench.legacy, 2));
+    CHECK(handled.Value() == 1);
+    CHECK(copies.WaitForCount(1));
+    CHECK(copies.Times("a") == 1);
+}
+
 TEST_CASE("a reload switches dedup on and off and changes its limits while messages come") {
     Collector received;
     ClientBench bench;

@@ -11,6 +11,7 @@
 #include <mq/detail/deadline.hpp>
 #include <mq/detail/file_watcher.hpp>
 #include <mq/detail/id_generator.hpp>
+#include <mq/detail/reload_check.hpp>
 #include <mq/detail/signal.hpp>
 #include <mq/detail/stragglers.hpp>
 #include <mq/error.hpp>
@@ -35,6 +36,7 @@
 #include <cstdint>
 #include <exception>
 #include <filesystem>
+#include <fstream>
 #include <functional>
 #include <map>
 #include <memory>
@@ -107,6 +109,7 @@ public:
         migration::Topic& found = Find(topic);
         Check(message);
         const auto waiter = std::make_shared<runtime::Waiter>();
+        found.TellApart(message);
         auto sending = Prepare(std::move(message));
         sending->waiter = waiter;
         const auto deadline = sending->deadline + kGrace;
@@ -122,6 +125,7 @@ public:
         try {
             found = &Find(topic);
             Check(sending->message);
+            found->TellApart(sending->message);
         } catch (const Error& error) {
             return runtime::EndUnsent(shared_, std::move(sending), error);
         }
@@ -170,11 +174,8 @@ public:
     [[nodiscard]] TopicStatus Status(std::string_view topic) const { return Find(topic).Status(); }
 
     void Reload(const Config& config) {
-        ThrowIfWrong(config, CheckConfig(config));
-        const std::lock_guard lock{config_mutex_};
-        ThrowIfClosed();
-        ThrowIfWrong(config, WhyNot(config));
-        Apply(config);
+        const std::string changes = Change(config);
+        log_(changes == kNoChange ? LogLevel::kDebug : LogLevel::kInfo, "a reload changes: " + changes);
     }
 
     void Watch(const std::filesystem::path& path) {
@@ -190,10 +191,12 @@ public:
             const std::lock_guard config_lock{config_mutex_};
             ThrowIfClosed();
         }
-        auto watcher = std::make_unique<FileWatcher>(file, [this, file, load] { Follow(file, load); });
+        auto watcher = std::make_unique<FileWatcher>(
+            file,
+            [this, file, load](const ChangedFile& changed) { return Follow(file, load, changed); });
         // Ended before the new file is applied: nothing of the earlier one comes after that.
         watcher_.reset();
-        Follow(file, load);
+        watcher->Start(FollowFirst(file, load));
         watcher_ = std::move(watcher);
     }
 
@@ -341,7 +344,20 @@ private:
                                               migration::InWords(shared_.config.subscribe_timeout)};
     }
 
-    // ---- config; all with config_mutex_ held
+    // ---- config
+
+    // Takes another config, all of it or none. Returns what that changes, for the log.
+    std::string Change(const Config& config) {
+        ThrowIfWrong(config, CheckConfig(config));
+        const std::lock_guard lock{config_mutex_};
+        ThrowIfClosed();
+        ThrowIfWrong(config, WhyNot(config));
+        std::string changes = DescribeChange(running_, config);
+        Apply(config);
+        return changes;
+    }
+
+    // The following are called with config_mutex_ held.
 
     [[nodiscard]] std::vector<ConfigProblem> WhyNot(const Config& config) const {
         std::vector<ConfigProblem> problems;
@@ -366,13 +382,25 @@ private:
             const auto wanted = config.topics.find(name);
             const std::string path = KeyPath("topics", name);
             if (wanted != config.topics.end()) {
-                if (auto why = topic->WhyNot(wanted->second))
-                    problems.push_back({path, std::move(*why)});
+                WhyNotTopic(*topic, wanted->second, config, problems);
             } else if (topic->HasListeners()) {
                 problems.push_back({path, "is gone, but the service is subscribed to it"});
+            } else if (topic->sent_to()) {
+                problems.push_back({path,
+                                    "is gone, but the service has sent to it since it was started; "
+                                    "leave it in the file until the service is restarted without it"});
             }
         }
         return problems;
+    }
+
+    void WhyNotTopic(const migration::Topic& topic, const TopicConfig& wanted, const Config& config,
+                     std::vector<ConfigProblem>& problems) const {
+        const std::string path = KeyPath("topics", topic.name());
+        if (auto why = topic.WhyNot(wanted)) return problems.push_back({path, std::move(*why)});
+        const auto running = running_.topics.find(topic.name());
+        if (running == running_.topics.end() || !topic.WouldMove(wanted)) return;
+        FindLeftOut(path, running->second, wanted, config, problems);
     }
 
     void WhyNotClient(const ClientConfig& wanted, std::vector<ConfigProblem>& problems) const {
@@ -413,23 +441,107 @@ private:
             }
             table->emplace(name, topic->second.get());
         }
+        running_ = config;
         if (!tables_.empty() && *tables_.back() == *table) return;
         table_.store(table.get(), std::memory_order_release);
         tables_.push_back(std::move(table));
     }
 
-    void Follow(const std::filesystem::path& path, ConfigLoader load) {
+    // ---- following a file
+
+    // How long a file must have stayed as it is before it is applied. One that was put in its place as
+    // a whole is applied at once. One that was written in place may be a part of what its writer means:
+    // several writes follow one another, and a part of a config is often a config.
+    static std::chrono::milliseconds StillFor(FileChange last) noexcept {
+        switch (last) {
+            case FileChange::kReplaced: return std::chrono::milliseconds{0};
+            case FileChange::kOpen: return std::chrono::seconds{10};
+            case FileChange::kClosed:
+            case FileChange::kUnseen: break;
+        }
+        return std::chrono::milliseconds{700};
+    }
+    // The same for a file which lets a topic move with less proof than before, or ends without a line
+    // break, as one that is cut short does.
+    static constexpr std::chrono::seconds kStillWhereItWidens{3};
+    // How long Watch waits for a file to stay as it is.
+    static constexpr std::chrono::seconds kFirstLook{10};
+
+    // The first look at a file: it is applied at once, except where that would widen something and the
+    // file has only just been written. Returns how much longer it must stay as it is; zero where it was
+    // dealt with.
+    std::chrono::milliseconds FollowFirst(const std::filesystem::path& path, ConfigLoader load) {
+        const auto give_up = backend::Clock::now() + kFirstLook;
+        while (true) {
+            const auto wait = Follow(path, load, std::nullopt);
+            const auto now = backend::Clock::now();
+            if (wait == std::chrono::milliseconds{0} || now >= give_up) return wait;
+            const auto until = std::min(now + wait, give_up);
+            while (backend::Clock::now() < until) {
+                const auto seen = signal_.Generation();
+                {
+                    const std::lock_guard lock{config_mutex_};
+                    ThrowIfClosed();
+                }
+                signal_.WaitChange(seen, until);
+            }
+        }
+    }
+
+    // Applies a file, where it has stayed as it is for long enough. `changed` is nothing for the first
+    // look. Returns as FollowFirst does.
+    std::chrono::milliseconds Follow(const std::filesystem::path& path, ConfigLoader load,
+                                     const std::optional<ChangedFile>& changed) {
         // What was read first is applied first.
         const std::lock_guard lock{follow_mutex_};
+        const auto still =
+            std::chrono::floor<std::chrono::milliseconds>(changed ? changed->still : FileAge(path));
+        auto needed = changed ? StillFor(changed->last) : std::chrono::milliseconds{0};
+        const bool whole = changed && changed->last == FileChange::kReplaced;
         try {
-            Reload(load(path));
-            log_(LogLevel::kDebug, path.string() + " is applied");
+            const FileStamp stamp = StampOf(ResolveFile(path).target);
+            const Config config = load(path);
+            if (!whole && WidensOrIsCut(config, path)) {
+                needed = std::max<std::chrono::milliseconds>(needed, kStillWhereItWidens);
+            }
+            if (still < needed) return needed - still;
+            // Written while it was read: what was read may be a part of it.
+            if (StampOf(ResolveFile(path).target) != stamp) return StillFor(FileChange::kClosed);
+            const std::string changes = Change(config);
+            log_(changes == kNoChange ? LogLevel::kDebug : LogLevel::kInfo,
+                 path.string() + " is applied, which changes: " + changes);
         } catch (const Error& error) {
-            if (error.code() == ErrorCode::kClosed) return;  // the client ends, and this with it
+            if (error.code() == ErrorCode::kClosed) return {};  // the client ends, and this with it
+            if (still < needed) return needed - still;
             log_(LogLevel::kError, path.string() + " was not applied: " + error.what());
         } catch (const std::exception& error) {
+            if (still < needed) return needed - still;
             log_(LogLevel::kError, path.string() + " was not applied: " + error.what());
         }
+        return {};
+    }
+
+    [[nodiscard]] bool WidensOrIsCut(const Config& config, const std::filesystem::path& path) const {
+        const std::lock_guard lock{config_mutex_};
+        if (Widens(running_, config)) return true;
+        return DescribeChange(running_, config) != kNoChange && !EndsALine(path);
+    }
+
+    // How long ago a file was written, by its own time; long ago where that cannot be told.
+    static backend::Clock::duration FileAge(const std::filesystem::path& path) {
+        constexpr std::chrono::hours kLongAgo{1};
+        std::error_code failed;
+        const auto written = std::filesystem::last_write_time(path, failed);
+        const auto now = std::filesystem::file_time_type::clock::now();
+        if (failed || written > now || now - written > kLongAgo) return kLongAgo;
+        return std::chrono::duration_cast<backend::Clock::duration>(now - written);
+    }
+
+    static bool EndsALine(const std::filesystem::path& path) {
+        std::ifstream file{path, std::ios::binary | std::ios::ate};
+        if (!file || file.tellg() <= 0) return false;
+        file.seekg(-1, std::ios::end);
+        return file.get() == '\n';
     }
 
     // ---- closing
@@ -523,8 +635,9 @@ private:
     Signal signal_;
     runtime::WorkerPool pool_;
 
-    // Guards links_, topics_, tables_, closing_ and closer_; serialises Reload.
+    // Guards running_, links_, topics_, tables_, closing_ and closer_; serialises Reload.
     mutable std::mutex config_mutex_;
+    Config running_;  // what was applied last
     std::map<std::string, std::unique_ptr<runtime::BrokerLink>> links_;
     std::map<std::string, std::unique_ptr<migration::Topic>> topics_;
     // Senders read the newest table without a lock; earlier ones stay for those who still do. One is

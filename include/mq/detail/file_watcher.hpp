@@ -129,12 +129,27 @@ inline FileStamp StampOf(const std::filesystem::path& target) {
             .changed = changed};
 }
 
+/// How the last change of a file was made, as far as it was seen.
+enum class FileChange : unsigned char {
+    kUnseen,    ///< By what is not told: it was found by looking, or is about the way to the file.
+    kReplaced,  ///< Another file was put in its place, which was whole by then as far as one can tell.
+    kClosed,    ///< Written in place by somebody who has closed it.
+    kOpen,      ///< Written in place by somebody who may go on.
+};
+
+/// A changed file as its follower is shown it.
+struct ChangedFile {
+    FileChange last = FileChange::kUnseen;
+    std::chrono::steady_clock::duration still = {};  ///< Since the last change.
+};
+
 /// What a wait for changes has seen.
 struct FileEvents {
-    bool stopped = false;   ///< Stop was called.
-    bool any = false;       ///< Something on the way to the file has changed.
-    bool written = false;   ///< The file may have changed, even where its stamp has not.
-    bool complete = false;  ///< The last of the changes was one that ends a change.
+    bool stopped = false;                 ///< Stop was called.
+    bool any = false;                     ///< Something on the way to the file has changed.
+    bool written = false;                 ///< The file may have changed, even where its stamp has not.
+    bool complete = false;                ///< The last of the changes was one that ends a change.
+    std::optional<FileChange> last = {};  ///< The last of the changes that tells how it was made.
 };
 
 /// The wait for changes where nothing tells of them. Stop is thread-safe, the rest for one thread.
@@ -303,6 +318,15 @@ private:
         seen.any = true;
         seen.written = seen.written || lost || (event.mask & kWritten) != 0;
         seen.complete = lost || (event.mask & kFinished) != 0;
+        if (const auto change = ChangeOf(event.mask)) seen.last = change;
+    }
+
+    static std::optional<FileChange> ChangeOf(std::uint32_t mask) {
+        if ((mask & IN_Q_OVERFLOW) != 0) return FileChange::kUnseen;
+        if ((mask & IN_MOVED_TO) != 0) return FileChange::kReplaced;
+        if ((mask & IN_CLOSE_WRITE) != 0) return FileChange::kClosed;
+        if ((mask & IN_MODIFY) != 0) return FileChange::kOpen;
+        return std::nullopt;
     }
 
     // An event without a name is about the watched directory or file itself. The end of the watch on a
@@ -326,12 +350,18 @@ private:
 /// A burst of changes makes one call: some 30 ms after a file was closed or renamed, and 0.2 s to 0.5 s
 /// after a change that nothing has ended yet (0.5 s later at most where the file must be polled).
 ///
+/// A follower that takes a ChangedFile may answer that it wants to see the file again once it has
+/// stayed as it is for some time longer; it is called again then, or after the next change.
+///
 /// The calls come one at a time, on the watcher's thread and with no lock held. A call may find the
 /// file in the middle of the next change; there is another call after that. `on_change` must not throw
 /// (an exception ends the program, as in any thread) and must not destroy the watcher.
 template <typename Events>
 class BasicFileWatcher {
 public:
+    /// Answers how much longer the file must stay as it is to be shown again; zero for no need.
+    using OnChange = std::function<std::chrono::milliseconds(const ChangedFile& file)>;
+
     /// A change after the constructor has returned is seen: to miss none, read the file after that.
     /// The file need not exist; a relative path is meant from the present working directory.
     /// @param poll_interval  How often to look at the file where its changes are not reported.
@@ -339,10 +369,30 @@ public:
     /// had.
     BasicFileWatcher(const std::filesystem::path& file, std::function<void()> on_change,
                      std::chrono::milliseconds poll_interval = std::chrono::milliseconds{500})
+        : BasicFileWatcher(file, OnChange{[call = std::move(on_change)](const ChangedFile& /*file*/) {
+                               call();
+                               return std::chrono::milliseconds{0};
+                           }},
+                           poll_interval) {
+        Start();
+    }
+
+    /// The same for a follower that may want to see the file again. No call comes before Start.
+    BasicFileWatcher(const std::filesystem::path& file, OnChange on_change,
+                     std::chrono::milliseconds poll_interval = std::chrono::milliseconds{500})
         : file_(std::filesystem::absolute(file)),
           on_change_(std::move(on_change)),
           poll_interval_(poll_interval) {
         reported_ = Arm();
+    }
+
+    /// Begins to call. Where `again` is above zero, also after that time, should nothing change before.
+    /// Once.
+    /// @throws std::system_error where no thread is to be had.
+    void Start(std::chrono::milliseconds again = {}) {
+        changed_ = Clock::now();
+        wanted_ = again > std::chrono::milliseconds{0};
+        if (wanted_) again_ = changed_ + again;
         thread_ = std::thread{[this] { Run(); }};
     }
 
@@ -352,7 +402,7 @@ public:
     /// Waits for a call that runs, and for nothing else; there is none after it.
     ~BasicFileWatcher() {
         events_.Stop();
-        thread_.join();
+        if (thread_.joinable()) thread_.join();
     }
 
 private:
@@ -376,18 +426,29 @@ private:
             const Clock::time_point now = Clock::now();
             if (seen.any) Note(seen, now);
             if (polling_ && !pending_ && now >= next_poll_) Poll(now);
-            if (pending_ && now >= pending_->due) Report();
+            if (pending_ && now >= pending_->due) {
+                Report();
+            } else if (again_ && now >= *again_) {
+                ShowAgain(now);
+            }
         }
     }
 
     [[nodiscard]] typename Events::Timeout UntilNextStep() const {
-        if (!pending_ && !polling_) return std::nullopt;
-        const Clock::time_point next = pending_ ? pending_->due : next_poll_;
+        if (!pending_ && !polling_ && !again_) return std::nullopt;
+        Clock::time_point next = Clock::time_point::max();
+        if (pending_) next = pending_->due;
+        if (again_) next = std::min(next, *again_);
+        if (polling_ && !pending_) next = std::min(next, next_poll_);
         return std::chrono::ceil<std::chrono::milliseconds>(
             std::max(next - Clock::now(), Clock::duration{0}));
     }
 
     void Note(const FileEvents& seen, Clock::time_point now) {
+        again_.reset();
+        changed_ = now;
+        // A change that is not told of, such as one of the file's mode, says nothing about its writer.
+        if (seen.last) last_ = *seen.last;
         if (!pending_) pending_ = Pending{.first = now};
         pending_->written = pending_->written || seen.written;
         pending_->due = std::min(now + (seen.complete ? kSettleComplete : kSettleIncomplete),
@@ -396,16 +457,30 @@ private:
 
     void Poll(Clock::time_point now) {
         next_poll_ = now + poll_interval_;
-        if (StampOf(ResolveFile(file_).target) != reported_) Note({.any = true}, now);
+        if (StampOf(ResolveFile(file_).target) == reported_) return;
+        Note({.any = true, .last = FileChange::kUnseen}, now);
     }
 
     void Report() {
         const bool written = pending_->written;
         pending_.reset();
         FileStamp stamp = Arm();
-        if (!written && stamp == reported_) return;
+        if (!written && stamp == reported_ && !wanted_) return;
         reported_ = std::move(stamp);
-        on_change_();
+        Show();
+    }
+
+    void Show() {
+        again_.reset();
+        const auto again = on_change_({.last = last_, .still = Clock::now() - changed_});
+        wanted_ = again > std::chrono::milliseconds{0};
+        if (wanted_) again_ = Clock::now() + again;
+    }
+
+    // Where changes are not told of, there may have been one since the last look.
+    void ShowAgain(Clock::time_point now) {
+        if (StampOf(ResolveFile(file_).target) == reported_) return Show();
+        Note({.any = true, .last = FileChange::kUnseen}, now);
     }
 
     // The watches stand before the file is looked at, so that no change falls between the two.
@@ -423,7 +498,7 @@ private:
     }
 
     const std::filesystem::path file_;
-    const std::function<void()> on_change_;
+    const OnChange on_change_;
     const std::chrono::milliseconds poll_interval_;
     Events events_ = {};
     // Used by the constructor, then by the thread alone.
@@ -431,6 +506,10 @@ private:
     Clock::time_point next_poll_ = {};
     std::optional<Pending> pending_ = {};
     FileStamp reported_ = {};  // as of the last call
+    FileChange last_ = FileChange::kUnseen;
+    Clock::time_point changed_ = {};               // when last_ was
+    bool wanted_ = false;                          // the follower wants to see the file again
+    std::optional<Clock::time_point> again_ = {};  // when, unless it changes before
     std::thread thread_ = {};
 };
 

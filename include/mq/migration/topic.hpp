@@ -12,10 +12,12 @@
 #include <mq/migration/sender.hpp>
 #include <mq/runtime/broker_link.hpp>
 #include <mq/runtime/dedup_window.hpp>
+#include <mq/runtime/forwarded.hpp>
 #include <mq/status.hpp>
 
 #include <algorithm>
 #include <array>
+#include <atomic>
 #include <chrono>
 #include <cstddef>
 #include <cstdint>
@@ -52,6 +54,7 @@ public:
           config_(config),
           policy_(config.broker.empty() ? config.policy : Policy::kOld),
           stage_(policy_) {
+        dedups_ = config.dedup != std::chrono::milliseconds{0};
         MakeSide(Side::kOld, config.broker.empty() ? config.old_broker : config.broker,
                  config.broker.empty() ? config.old_address : config.address, find_link);
         if (config.broker.empty()) {
@@ -69,7 +72,21 @@ public:
     [[nodiscard]] const std::string& name() const noexcept { return name_; }
 
     /// Sends a message by the present route; see Router::Send.
-    void Send(std::unique_ptr<runtime::Sending> sending) noexcept { router_.Send(std::move(sending)); }
+    void Send(std::unique_ptr<runtime::Sending> sending) noexcept {
+        if (!sent_to_.load(std::memory_order_relaxed)) sent_to_.store(true);
+        router_.Send(std::move(sending));
+    }
+
+    /// Gives a message that was received from this topic, and is sent on to it, an id of its own where
+    /// a window would take it for a copy of the received one.
+    void TellApart(Message& message) const {
+        if (dedups_.load(std::memory_order_relaxed) && runtime::IsForwarded(message, name_)) {
+            message.id = runtime::ForwardedId(message);
+        }
+    }
+
+    /// Whether anything was ever sent here: the service may send again at any time.
+    [[nodiscard]] bool sent_to() const noexcept { return sent_to_.load(); }
 
     /// Adds a subscription and attaches it to the sides that the topic listens to.
     /// @throws Error where the client is closed, or an adapter cannot subscribe at all.
@@ -133,6 +150,12 @@ public:
         return std::nullopt;
     }
 
+    /// Whether this config, for which WhyNot says nothing, asks for another rung than the present one.
+    [[nodiscard]] bool WouldMove(const TopicConfig& config) const {
+        const std::lock_guard lock{mutex_};
+        return Target(config) != stage_;
+    }
+
     /// Takes a config for which WhyNot says nothing. Its policy becomes the rung to walk to.
     void Configure(const TopicConfig& config, const FindLink& find_link) {
         const std::lock_guard lock{mutex_};
@@ -143,15 +166,10 @@ public:
         const bool redirect = config.groups != config_.groups || config.order != config_.order;
         const bool dedup = config.dedup != config_.dedup || config.dedup_max != config_.dedup_max;
         config_ = config;
+        dedups_ = config.dedup != std::chrono::milliseconds{0};
         if (redirect) Redirect();
         if (dedup) ResizeDedup();
-        if (config.broker.empty()) {
-            AimAt(config.policy);
-        } else {
-            // A migration that is done, or called off: the topic goes to rest on the broker that is
-            // left.
-            AimAt(Is(Side::kOld, config.broker, config.address) ? Policy::kOld : Policy::kNew);
-        }
+        AimAt(Target(config));
         for (const auto& listener : listeners_) listener->SetFencing(Fences());
         wake_.Raise();
     }
@@ -394,6 +412,13 @@ private:
         router_.PointTo(*At(side).outlet, other, std::move(sender));
     }
 
+    // The rung that a config asks for. A migration that is done, or called off, goes to rest on the
+    // broker that is left.
+    [[nodiscard]] Policy Target(const TopicConfig& config) const {
+        if (config.broker.empty()) return config.policy;
+        return Is(Side::kOld, config.broker, config.address) ? Policy::kOld : Policy::kNew;
+    }
+
     void AimAt(Policy policy) {
         if (policy == policy_) return;
         policy_ = policy;
@@ -489,6 +514,8 @@ private:
     detail::Wake wake_;
     Router router_;
     SeenProducers producers_;
+    std::atomic<bool> sent_to_{false};
+    std::atomic<bool> dedups_{false};  // config_ has a window; written with mutex_ held
 
     mutable std::mutex mutex_;  // guards what follows; link and outlet of a side never change once set
     TopicConfig config_;

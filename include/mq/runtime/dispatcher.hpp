@@ -8,6 +8,7 @@
 #include <mq/delivery.hpp>
 #include <mq/detail/unique_function.hpp>
 #include <mq/runtime/dedup_window.hpp>
+#include <mq/runtime/forwarded.hpp>
 #include <mq/runtime/worker_pool.hpp>
 
 #include <algorithm>
@@ -427,6 +428,8 @@ private:
 
     void Handle(std::unique_ptr<Item> item) noexcept {
         const std::string id = item->content.id;
+        const std::string topic = item->content.topic;
+        Handled::Here() = {.topic = topic, .id = id};
         try {
             (*handler_)(Delivery{std::move(item)});
         } catch (const std::exception& error) {
@@ -436,6 +439,7 @@ private:
             options_.log(LogLevel::kWarning, "a handler of " + options_.name + " threw for message " +
                                                  id + ", which will be handled again");
         }
+        Handled::Here() = {};
     }
 
     void Finish(Side side, const std::string& key, End end) noexcept {
