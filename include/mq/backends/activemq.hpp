@@ -235,6 +235,7 @@ inline backend::Backlog Backend::CheckBacklog(const backend::Destination& destin
         backlog.messages = answer.queue->messages;
         backlog.answer = backlog.messages > 0 ? Answer::kNotDrained : Answer::kDrained;
         backlog.exact = true;
+        backlog.complete = true;
     } catch (const std::exception& error) {
         backlog.reason = error.what();
     }
