@@ -258,6 +258,10 @@ struct Backlog {
     /// Everything that was on the destination before this moment is settled, by whatever member, even
     /// where more has come since; nothing where that is not known.
     std::optional<Clock::time_point> settled_before = {};
+    /// For kNotDrained: whether `messages` is no less than what is left of the whole group at a moment
+    /// between call and return, what members in other processes hold included. A message is left until
+    /// its settlement has reached the broker, or counts as settled once Inbound::Settle was called.
+    bool complete = false;
     /// For kNotDrained: whether the group has been on the destination before. False where what is left
     /// is what a new group would begin with.
     bool known = true;
@@ -279,7 +283,9 @@ class Backend {
 public:
     virtual ~Backend() = default;
 
-    /// Never blocks on the broker.
+    /// Never blocks on the broker. Publishers of one address, also where their groups differ, send one
+    /// after the other what is published by one after the other: where `groups` of the config change, a
+    /// topic goes over to another publisher with sends of the first one still in flight.
     /// @throws Error where the address is not one for this broker.
     virtual std::unique_ptr<Publisher> MakePublisher(
         std::shared_ptr<const Destination> destination) = 0;

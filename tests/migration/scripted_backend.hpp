@@ -34,6 +34,12 @@ inline backend::Backlog DrainedAsFarAsSeen() {
 inline backend::Backlog NotDrained(std::uint64_t messages = 1) {
     return {.answer = backend::Backlog::Answer::kNotDrained, .messages = messages};
 }
+/// No more than that is left, of the whole group.
+inline backend::Backlog AllThatIsLeft(std::uint64_t messages) {
+    backend::Backlog backlog = NotDrained(messages);
+    backlog.complete = true;
+    return backlog;
+}
 inline backend::Backlog BacklogUnknown() { return {.messages = 3, .reason = "it does not say"}; }
 
 /// Answers to who listens.
@@ -76,9 +82,25 @@ public:
     void SetBacklog(backend::Backlog backlog) {
         OnBacklog([backlog](Clock::time_point) { return backlog; });
     }
+    /// From now on one group has something else left than the others.
+    void SetBacklogOf(const std::string& group, backend::Backlog backlog) {
+        const std::lock_guard lock{mutex_};
+        of_group_[group] = std::move(backlog);
+    }
     void OnListening(ListeningAnswer answer) { Set(on_listening_, std::move(answer)); }
     void SetListening(backend::Listening listening) {
         OnListening([listening](Clock::time_point) { return listening; });
+    }
+
+    /// How its consumers stand from now on, of which their receivers are told.
+    void SetState(backend::ConsumerState state) {
+        std::vector<std::shared_ptr<Member>> members;
+        {
+            const std::lock_guard lock{mutex_};
+            state_ = std::move(state);
+            members = members_;
+        }
+        for (const auto& member : members) member->receiver->OnStateChange();
     }
 
     /// Runs at the beginning of the next Stop of a consumer that takes, while it does so still.
@@ -98,8 +120,9 @@ public:
     }
 
     /// Has a consumer get a message from that sender; one that takes, or the next one that comes.
-    void Deliver(const std::string& body, const std::string& sender = {}) {
-        HandOver({.message = MakeMessage(body, "k"), .sender = sender});
+    void Deliver(const std::string& body, const std::string& sender = {},
+                 const std::string& key = "k") {
+        HandOver({.message = MakeMessage(body, key), .sender = sender});
     }
 
     // ---- what it has seen
@@ -194,11 +217,12 @@ private:
         }
     }
 
-    backend::Backlog AnswerBacklog(Clock::time_point deadline) {
+    backend::Backlog AnswerBacklog(const std::string& group, Clock::time_point deadline) {
         BacklogAnswer answer;
         {
             const std::lock_guard lock{mutex_};
             ++backlog_questions_;
+            if (const auto own = of_group_.find(group); own != of_group_.end()) return own->second;
             answer = on_backlog_;
         }
         return answer(deadline);
@@ -256,8 +280,10 @@ private:
 
     mutable std::mutex mutex_ = {};  // guards all that follows
     BacklogAnswer on_backlog_ = [](Clock::time_point) { return Drained(); };
+    std::map<std::string, backend::Backlog> of_group_ = {};
     ListeningAnswer on_listening_ = [](Clock::time_point) { return Listens(); };
     std::function<void()> on_next_stop_ = {};
+    backend::ConsumerState state_ = {.phase = backend::ConsumerState::Phase::kActive};
     Confirming confirming_ = Confirming::kAtOnce;
     std::vector<Kept> kept_ = {};
     std::vector<std::shared_ptr<Member>> members_ = {};
@@ -343,9 +369,7 @@ public:
         script_.Remove(member_);
     }
 
-    [[nodiscard]] backend::ConsumerState State() const override {
-        return {.phase = backend::ConsumerState::Phase::kActive};
-    }
+    [[nodiscard]] backend::ConsumerState State() const override { return script_.Get(script_.state_); }
     void Stop() noexcept override { script_.Stop(*member_); }
     void Close(backend::Clock::time_point /*deadline*/) noexcept override { script_.Remove(member_); }
 
@@ -372,10 +396,9 @@ public:
                                       backend::Clock::time_point deadline) noexcept override {
         return script_.AnswerListening(deadline);
     }
-    backend::Backlog CheckBacklog(const backend::Destination& /*destination*/,
-                                  const std::string& /*group*/,
+    backend::Backlog CheckBacklog(const backend::Destination& /*destination*/, const std::string& group,
                                   backend::Clock::time_point deadline) noexcept override {
-        return script_.AnswerBacklog(deadline);
+        return script_.AnswerBacklog(group, deadline);
     }
     void Close(backend::Clock::time_point /*deadline*/) noexcept override { script_.FailKept(sink_); }
 

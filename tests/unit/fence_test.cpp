@@ -2,13 +2,15 @@
 #include <mq/migration/fence.hpp>
 
 using mq::Side;
+using mq::WaitingCode;
+using mq::backend::kStandstill;
+using mq::migration::AnswerWatch;
 using mq::migration::Clock;
 using mq::migration::Drain;
 using mq::migration::FenceDecision;
 using mq::migration::FencePosition;
 using mq::migration::FenceView;
 using mq::migration::FenceWatch;
-using mq::migration::kGuardTimeout;
 using mq::migration::Verdict;
 using Kind = mq::migration::FenceDecision::Kind;
 using namespace std::chrono_literals;
@@ -40,14 +42,16 @@ FenceView SeeBehind(Clock::duration after, Drain drain) {
     return view;
 }
 
-Drain Left(std::uint64_t count) { return {.verdict = Verdict::Wait("a drain"), .left = count}; }
+Drain Left(std::uint64_t count) {
+    return {.verdict = Verdict::Wait(WaitingCode::kBacklog, "a drain"), .left = count};
+}
 Drain Empty() { return {.verdict = Verdict::Pass(), .left = 0}; }
 Drain SettledBefore(Clock::duration after) {
     Drain drain = Left(3);
     drain.settled_before = kStart + after;
     return drain;
 }
-Drain NoAnswer() { return {.verdict = Verdict::Wait("an answer")}; }
+Drain NoAnswer() { return {.verdict = Verdict::Wait(WaitingCode::kAnswer, "an answer")}; }
 
 }  // namespace
 
@@ -151,13 +155,80 @@ TEST_CASE("A fence before a side that the topic has left", "[fence]") {
     SECTION("brings the topic back where something is left") {
         CHECK(fence.Decide(SeeBehind(1ms, Left(7))).kind == Kind::kRejoin);
     }
-    SECTION("opens unasked where the broker does not answer") {
-        CHECK(fence.Decide(SeeBehind(kGuardTimeout - 1ms, NoAnswer())).kind == Kind::kWait);
-        CHECK(fence.Decide(SeeBehind(kGuardTimeout, NoAnswer())).kind == Kind::kOpenUnasked);
+    SECTION("opens unasked where the broker has not answered for as long as anything may stand still") {
+        FenceView view = SeeBehind(kStandstill, NoAnswer());
+        view.unanswered = kStandstill - 1ms;
+        CHECK(fence.Decide(view).kind == Kind::kWait);
+        view.unanswered = kStandstill;
+        CHECK(fence.Decide(view).kind == Kind::kOpenUnasked);
     }
     SECTION("opens unasked at once where the broker had its time before") {
         FenceView view = SeeBehind(1ms, NoAnswer());
-        view.asked_long = true;
+        view.unanswered = kStandstill;
         CHECK(fence.Decide(view).kind == Kind::kOpenUnasked);
     }
+}
+
+TEST_CASE("The moment of a fence's position comes after its mark", "[fence]") {
+    Clock::time_point marked;
+    const FencePosition position = FencePosition::Take(3, [&] {
+        // Until the clock shows another time, so that a moment before the mark is seen to be one.
+        const auto begin = Clock::now();
+        while ((marked = Clock::now()) == begin) {
+        }
+        return std::uint64_t{7};
+    });
+    CHECK(position.noticed == 3);
+    CHECK(position.mark == 7);
+    CHECK(position.since >= marked);
+}
+
+TEST_CASE("A broker that does not answer is known as one until it has answered", "[fence]") {
+    AnswerWatch watch;
+    CHECK(watch.Unanswered(kStart) == 0s);
+    watch.Note(false, kStart);
+    watch.Note(false, kStart + 20s);
+    CHECK(watch.Unanswered(kStart + 40s) == 40s);
+    SECTION("which ends it") {
+        watch.Note(true, kStart + 40s);
+        CHECK(watch.Unanswered(kStart + 41s) == 0s);
+        watch.Note(false, kStart + 50s);
+        CHECK(watch.Unanswered(kStart + 60s) == 10s);
+    }
+    SECTION("and no longer than it is asked: it may have been there since") {
+        watch.Note(false, kStart + 20s + 2 * kStandstill + 1ms);
+        CHECK(watch.Unanswered(kStart + 20s + 2 * kStandstill + 1s) < 1s);
+    }
+}
+
+TEST_CASE("A fence becomes narrow where all that is left is in hand here", "[fence]") {
+    FenceWatch fence{kRaised};
+    const auto decide = [&fence](std::uint64_t left, std::uint64_t in_hand, bool complete) {
+        FenceView view = See(1ms, Left(left));
+        view.drain.complete = complete;
+        view.in_hand = in_hand;
+        return fence.Decide(view);
+    };
+    CHECK(decide(2, 1, true).kind == Kind::kWait);   // one is elsewhere, or yet to come
+    CHECK(decide(2, 2, false).kind == Kind::kWait);  // more may be left than was counted
+    const FenceDecision decision = decide(2, 2, true);
+    CHECK(decision.kind == Kind::kNarrow);
+    CHECK(decision.position == At(1ms, 20));  // of before the question
+}
+
+TEST_CASE("A fence counts what is handled on the other side as progress, and nothing else", "[fence]") {
+    FenceWatch fence{kRaised};
+    const auto progress = [&fence](Clock::duration after, Drain drain, mq::runtime::Intake there = {}) {
+        FenceView view = See(after, std::move(drain));
+        view.there = there;
+        static_cast<void>(fence.Decide(view));
+        return fence.progress();
+    };
+    const auto begin = progress(1ms, Left(5));
+    CHECK(progress(2ms, Left(7)) == begin);  // arrivals
+    CHECK(progress(3ms, NoAnswer(), {.outstanding = 3}) == begin);
+    CHECK(progress(4ms, Left(7)) == begin);
+    CHECK(progress(5ms, Left(6)) == begin + 1);
+    CHECK(progress(6ms, Left(6), {.processed = 1}) == begin + 2);
+    CHECK(progress(7ms, SettledBefore(-5ms), {.processed = 1}) > begin + 2);
 }

@@ -242,6 +242,7 @@ inline backend::Backlog Backend::CheckBacklog(const backend::Destination& destin
         backlog.messages = answer.queue->messages;
         backlog.answer = backlog.messages > 0 ? Answer::kNotDrained : Answer::kDrained;
         backlog.exact = true;
+        backlog.complete = true;
         // Where nobody consumes nothing is settled, and a browser would look like a consumer.
         if (backlog.messages > 0 && answer.queue->consumers > 0 && answer.queue->scheduled == 0) {
             backlog.settled_before = settled_.SettledBefore(

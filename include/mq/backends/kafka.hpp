@@ -322,6 +322,7 @@ private:
         backlog.answer = Answer::kNotDrained;
         backlog.messages = lag.messages;
         backlog.settled_before = settled_before;
+        backlog.complete = true;
         backlog.known = lag.known_group;
         return backlog;
     }

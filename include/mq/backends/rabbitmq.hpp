@@ -247,7 +247,9 @@ inline backend::Backlog BacklogOf(const Inquiry::Answer& answer, const std::stri
             .messages = left,
             .reason = broker +
                       ": AMQP does not tell what members elsewhere hold unsettled of the queue " +
-                      queue};
+                      queue,
+            // Of several members one alone is given messages: the one that has some.
+            .complete = answer.single_consumer && answer.own_unsettled > 0};
 }
 
 }  // namespace detail

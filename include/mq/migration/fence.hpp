@@ -6,6 +6,16 @@
 /// What the producer sent before is on the other side by then, or handled: a sender moves only after
 /// that side has confirmed. So a fence may open once the group is known to have settled whatever was on
 /// the other side when the fence was raised, or later.
+///
+/// It becomes narrow before that, where all that is left on the other side is in the hands of this
+/// client: then only the keys of those messages have anything to wait for. Three moments show it, in
+/// this order: the mark of what is held is taken, and a list of what this client has in hand from the
+/// other side; the broker is asked how much is left there; the list is taken again. A message on both
+/// lists was in hand all the time, and so is one of those that the broker has counted, which counts
+/// none too few (Backlog::complete). Where as many are on both lists as are left, it has counted no
+/// other. And what the held messages follow was on the other side before the mark: it is settled, or on
+/// the lists. One list would not do: behind the answer it has what came since, before the question what
+/// was settled since, and either stands in for a message that is elsewhere.
 #pragma once
 
 #include <mq/backend.hpp>
@@ -27,18 +37,56 @@ struct FencePosition {
     std::uint64_t mark = 0;        ///< Of the dispatcher.
     Clock::time_point since = {};  ///< No earlier than the mark.
 
+    /// Takes the position of now: `mark` gives that of the dispatcher. The moment comes after the mark,
+    /// so that what was sent before what the mark stands for was on the other side by then.
+    template <typename TakeMark>
+    static FencePosition Take(std::uint64_t noticed, TakeMark&& mark) {
+        FencePosition position{.noticed = noticed, .mark = mark()};
+        position.since = Clock::now();
+        return position;
+    }
+
     friend bool operator==(const FencePosition&, const FencePosition&) = default;
+};
+
+/// For how long a broker has not answered what is left on it. Not thread-safe.
+class AnswerWatch {
+public:
+    /// It was asked, and has or has not answered.
+    void Note(bool answered, Clock::time_point now) {
+        if (answered) {
+            since_.reset();
+        } else if (!since_ || now - last_ > kTooLong) {
+            since_ = now;
+        }
+        last_ = now;
+    }
+
+    /// Zero where it has answered, or was not asked.
+    [[nodiscard]] Clock::duration Unanswered(Clock::time_point now) const {
+        return since_ ? now - *since_ : Clock::duration{0};
+    }
+
+private:
+    // It may have been there in between, when nobody has asked for so long.
+    static constexpr Clock::duration kTooLong = 2 * backend::kStandstill;
+
+    std::optional<Clock::time_point> since_ = {};
+    Clock::time_point last_ = {};
 };
 
 /// What the topic sees when it looks after a fence.
 struct FenceView {
     FencePosition here = {};  ///< Taken before the other side was asked.
     Clock::time_point now = {};
-    Side side = Side::kNew;      ///< Where the fence is.
-    bool subscribed = true;      ///< The topic takes messages from the other side.
-    bool asked_long = false;     ///< That side's broker has had the time to be connected.
-    Drain drain = {};            ///< What the other side's broker said of the group.
-    runtime::Intake there = {};  ///< What this subscription took from the other side.
+    Side side = Side::kNew;        ///< Where the fence is.
+    bool subscribed = true;        ///< The topic takes messages from the other side.
+    Clock::duration unanswered{};  ///< For how long that side's broker has not answered.
+    Drain drain = {};              ///< What the other side's broker said of the group.
+    runtime::Intake there = {};    ///< What this subscription took from the other side.
+    /// How many messages from the other side this client has had in hand from before the question until
+    /// after the answer, in all subscriptions of the group.
+    std::uint64_t in_hand = 0;
     /// All that is left there is held here, behind a fence of its own, and came later.
     bool waits_for_newer = false;
     std::chrono::milliseconds quiet{};     ///< The topic's quiet period.
@@ -53,6 +101,7 @@ struct FenceDecision {
         kOpen,          ///< Lets go of what had arrived by `position`.
         kOpenUnasked,   ///< The same, though the other side's broker has not answered.
         kOpenUnproved,  ///< The same, though something is left that may be older.
+        kNarrow,        ///< The same, but for the keys of what is in hand.
     };
 
     Kind kind = Kind::kWait;
@@ -66,9 +115,16 @@ public:
     explicit FenceWatch(const FencePosition& raised) : raised_(raised), progress_at_(raised.since) {}
 
     FenceDecision Decide(const FenceView& view) {
+        NoteProgress(view);
         if (view.drain.settled_before >= raised_.since) return Open(raised_);
         return view.subscribed ? DecideBeside(view) : DecideBehind(view);
     }
+
+    /// Rises whenever something is seen to be handled on the other side.
+    [[nodiscard]] std::uint64_t progress() const noexcept { return progress_count_; }
+
+    /// Since when it is up.
+    [[nodiscard]] Clock::time_point since() const noexcept { return raised_.since; }
 
 private:
     using Kind = FenceDecision::Kind;
@@ -91,11 +147,12 @@ private:
     }
 
     // The topic has left the other side. The rung does not need that broker, which may be down for
-    // good: at the start it is yet to be connected; later on it need not be waited for.
+    // good: it is waited for as long as anything may stand still, and not once more until it has
+    // answered.
     [[nodiscard]] FenceDecision DecideBehind(const FenceView& view) const {
         if (view.drain.verdict.passed || !view.drain.known) return Open(raised_);
         if (view.drain.left) return {.kind = Kind::kRejoin};
-        if (view.asked_long || view.now - raised_.since >= kGuardTimeout) {
+        if (view.unanswered >= backend::kStandstill) {
             return {.kind = Kind::kOpenUnasked, .position = raised_};
         }
         return {};
@@ -112,6 +169,9 @@ private:
         }
         drained_.reset();
         if (view.waits_for_newer) return Open(view.here);
+        if (view.drain.complete && view.in_hand > 0 && view.drain.left == view.in_hand) {
+            return {.kind = Kind::kNarrow, .position = view.here};
+        }
         if (WaitsInVain(view)) return {.kind = Kind::kOpenUnproved, .position = view.here};
         return {};
     }
@@ -120,18 +180,23 @@ private:
     // long that no handler is behind it. Only a producer that went back without proof can be the reason
     // for that, and raises its fence on the old side; one on the new side waits as long as it takes.
     bool WaitsInVain(const FenceView& view) {
-        const Progress progress{view.drain.left, view.drain.settled_before, view.there.processed};
         const bool at_work = view.there.outstanding > view.there.held;
         const bool unknown = !view.drain.left && !view.drain.settled_before;
-        if (progress.Since(std::exchange(progress_, progress)) || at_work || unknown) {
-            progress_at_ = view.now;
-        }
+        if (at_work || unknown) progress_at_ = view.now;
         return view.side == Side::kOld && view.now - progress_at_ >= view.patience;
+    }
+
+    void NoteProgress(const FenceView& view) {
+        const Progress progress{view.drain.left, view.drain.settled_before, view.there.processed};
+        if (!progress.Since(std::exchange(progress_, progress))) return;
+        progress_at_ = view.now;
+        ++progress_count_;
     }
 
     FencePosition raised_;
     std::optional<FencePosition> drained_ = {};  // since when the other side looks drained
     Progress progress_ = {};
+    std::uint64_t progress_count_ = 0;
     Clock::time_point progress_at_;
 };
 

@@ -5,11 +5,13 @@
 
 #include <mq/backend.hpp>
 #include <mq/runtime/broker_link.hpp>
+#include <mq/status.hpp>
 
 #include <chrono>
 #include <cstdint>
 #include <optional>
 #include <string>
+#include <utility>
 #include <vector>
 
 namespace mq::migration {
@@ -23,13 +25,17 @@ inline constexpr std::chrono::seconds kGuardTimeout{2};
 /// topics of a client, and one broker that stands still must not hold up those on others.
 inline constexpr std::chrono::seconds kPeace{5};
 
-/// Whether a guard lets a step happen, or what it waits for.
+/// Whether a guard lets a step happen, or what it waits for: in a sentence, and in a word.
 struct Verdict {
     bool passed = false;
     std::string waiting_for = {};
+    WaitingCode code = WaitingCode::kNothing;
+    std::optional<std::uint64_t> left = {};  ///< Messages, where that is what it waits for.
 
     static Verdict Pass() { return {.passed = true}; }
-    static Verdict Wait(std::string reason) { return {.waiting_for = std::move(reason)}; }
+    static Verdict Wait(WaitingCode code, std::string reason) {
+        return {.waiting_for = std::move(reason), .code = code};
+    }
 };
 
 /// A duration for a sentence: "30s", "1.5s", "250ms".
@@ -60,14 +66,16 @@ inline Verdict CheckEverybodyListens(runtime::BrokerLink& link, const backend::D
     for (const std::string& group : groups) {
         const auto begin = Clock::now();
         if (link.IsSilent(begin)) {
-            return Verdict::Wait(link.name() + " to answer who listens there");
+            return Verdict::Wait(WaitingCode::kAnswer, link.name() + " to answer who listens there");
         }
         const backend::Listening listening =
             link.Get().CheckListening(destination, group, begin + kGuardTimeout);
         if (listening.answer == backend::Listening::Answer::kYes) continue;
         NoteUnanswered(link, begin);
-        return Verdict::Wait(GroupInWords(group) + " to listen on " + link.name() + ": " +
-                             listening.reason);
+        const bool no = listening.answer == backend::Listening::Answer::kNo;
+        return Verdict::Wait(
+            no ? WaitingCode::kListeners : WaitingCode::kAnswer,
+            GroupInWords(group) + " to listen on " + link.name() + ": " + listening.reason);
     }
     return Verdict::Pass();
 }
@@ -78,6 +86,7 @@ struct Drain {
     bool exact = false;                      ///< Passed without a doubt about other processes.
     std::optional<std::uint64_t> left = {};  ///< What the broker counted, where it could.
     bool known = true;                       ///< The group has been there before.
+    bool complete = false;  ///< `left` is no less than what is left of the whole group.
     /// What was there before this moment is settled by the whole group.
     std::optional<Clock::time_point> settled_before = {};
 };
@@ -88,7 +97,8 @@ inline Drain CheckDrained(runtime::BrokerLink& link, const backend::Destination&
     const auto begin = Clock::now();
     if (link.IsSilent(begin)) {
         return {.verdict =
-                    Verdict::Wait(link.name() + " to answer what is left for " + GroupInWords(group))};
+                    Verdict::Wait(WaitingCode::kAnswer,
+                                  link.name() + " to answer what is left for " + GroupInWords(group))};
     }
     const backend::Backlog backlog = link.Get().CheckBacklog(destination, group, begin + kGuardTimeout);
     if (backlog.answer == backend::Backlog::Answer::kUnknown) NoteUnanswered(link, begin);
@@ -98,17 +108,23 @@ inline Drain CheckDrained(runtime::BrokerLink& link, const backend::Destination&
                     .exact = backlog.exact,
                     .left = 0,
                     .settled_before = backlog.exact ? begin : backlog.settled_before};
-        case backend::Backlog::Answer::kNotDrained:
-            return {.verdict = Verdict::Wait(GroupInWords(group) + " to drain " + link.name() + ": " +
-                                             std::to_string(backlog.messages) + " messages left"),
+        case backend::Backlog::Answer::kNotDrained: {
+            Verdict left = Verdict::Wait(WaitingCode::kBacklog,
+                                         GroupInWords(group) + " to drain " + link.name() + ": " +
+                                             std::to_string(backlog.messages) + " messages left");
+            left.left = backlog.messages;
+            return {.verdict = std::move(left),
                     .left = backlog.messages,
                     .known = backlog.known,
+                    .complete = backlog.complete,
                     .settled_before = backlog.settled_before};
+        }
         case backend::Backlog::Answer::kUnknown: break;
     }
-    return {.verdict = Verdict::Wait(link.name() + " to say what is left for " + GroupInWords(group) +
-                                     ": " + backlog.reason),
-            .settled_before = backlog.settled_before};
+    return {
+        .verdict = Verdict::Wait(WaitingCode::kAnswer, link.name() + " to say what is left for " +
+                                                           GroupInWords(group) + ": " + backlog.reason),
+        .settled_before = backlog.settled_before};
 }
 
 }  // namespace mq::migration

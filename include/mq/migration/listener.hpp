@@ -19,6 +19,7 @@
 #include <memory>
 #include <mutex>
 #include <optional>
+#include <set>
 #include <string>
 #include <string_view>
 #include <thread>
@@ -40,7 +41,9 @@ public:
           prefetch_(prefetch),
           dispatcher_(std::move(dispatcher)),
           wake_(wake),
-          producers_(producers) {}
+          producers_(producers) {
+        dispatcher_->SetWake(&wake_);
+    }
 
     Listener(const Listener&) = delete;
     Listener& operator=(const Listener&) = delete;
@@ -67,11 +70,44 @@ public:
         return true;
     }
 
-    /// Whether fences are raised: where there is an order to keep, and another side.
-    void SetFencing(bool fencing) {
+    /// Takes the fence on a side down but for the keys of `behind`, and lets go of what it holds of
+    /// others. Where another producer has come over since `noticed` were, the fence stays, and only
+    /// what had arrived at the mark goes: false then.
+    bool Narrow(Side side, std::uint64_t noticed, std::uint64_t mark, std::set<std::string> behind) {
         const std::lock_guard lock{fence_mutex_};
-        if (fencing_.exchange(fencing) == fencing || fencing) return;
+        if (!fencing_) return false;
+        dispatcher_->HoldKeys(side, std::move(behind), mark);
+        Fence& fence = fences_[static_cast<std::size_t>(side)];
+        if (fence.noticed != noticed) return false;
+        TakeDown(side, fence);
+        return true;
+    }
+
+    /// Of the keys that Narrow has left behind, holds these from now on, and lets go of the others: of
+    /// what had arrived at the mark where a fence is up, and of all where none is.
+    void Keep(Side side, std::uint64_t mark, std::set<std::string> behind) {
+        const std::lock_guard lock{fence_mutex_};
+        if (fencing_) dispatcher_->HoldKeys(side, std::move(behind), mark);
+    }
+
+    /// Raises the fence on a side, which holds what arrives from now on, as if another producer had
+    /// come over.
+    void Raise(Side side) {
+        const std::lock_guard lock{fence_mutex_};
+        if (fencing_) PutUp(side);
+    }
+
+    /// Whether fences are raised: where there is an order to keep, and another side. `vouched` says
+    /// that producers which go back ask whether this group has handled what they sent; where they do
+    /// not, it cannot count on that.
+    void SetFencing(bool fencing, bool vouched = true) {
+        const std::lock_guard lock{fence_mutex_};
+        vouched_ = vouched;
+        if (fencing_.exchange(fencing) == fencing) return;
+        dispatcher_->SetTracking(fencing);
+        if (fencing) return;
         for (const Side side : {Side::kOld, Side::kNew}) {
+            dispatcher_->HoldKeys(side, {}, 0);
             TakeDown(side, fences_[static_cast<std::size_t>(side)]);
         }
     }
@@ -113,7 +149,7 @@ public:
         consumer.reset();
         const std::lock_guard lock{mutex_};
         --detaching_;
-        changed_.notify_all();
+        EndIfLeft();
     }
 
     /// How the subscription stands on a side; nothing where it is not attached there.
@@ -178,8 +214,12 @@ private:
     void NoteMove(Side side, std::string_view sender) {
         if (!fencing_) return;
         const std::lock_guard lock{fence_mutex_};
+        if (fences_[static_cast<std::size_t>(side)].known.Note(sender, vouched_)) PutUp(side);
+    }
+
+    // Call with fence_mutex_ held.
+    void PutUp(Side side) {
         Fence& fence = fences_[static_cast<std::size_t>(side)];
-        if (!fence.known.Note(sender)) return;
         ++fence.noticed;
         fence.up = true;
         dispatcher_->SetHold(side, true);
@@ -193,6 +233,8 @@ private:
 
     // What a subscription may take to leave its brokers when it was closed by its own handler.
     static constexpr std::chrono::seconds kSelfClose{5};
+    // How much longer than its own deadline a closer waits for others that leave a side.
+    static constexpr std::chrono::seconds kOthers{5};
 
     // False where it has begun before.
     bool BeginClosing() noexcept {
@@ -220,10 +262,15 @@ private:
     void LeaveBrokers(Clock::time_point deadline) noexcept {
         for (const Side side : {Side::kOld, Side::kNew}) Detach(side, deadline);
         std::unique_lock lock{mutex_};
-        // Others who leave a side right now do so by a deadline of their own.
-        changed_.wait(lock, [this] { return detaching_ == 0; });
-        // Under the lock, so that whoever then sees that it is closed may take the topic away.
-        if (!closed_.exchange(true)) wake_.Raise();
+        left_ = true;
+        EndIfLeft();
+        // Others who leave a side right now do so by a deadline of their own: the last one ends it.
+        changed_.wait_until(lock, deadline + kOthers, [this] { return closed(); });
+    }
+
+    // Under the lock, so that whoever then sees that it is closed may take the topic away.
+    void EndIfLeft() noexcept {
+        if (left_ && detaching_ == 0 && !closed_.exchange(true)) wake_.Raise();
         changed_.notify_all();
     }
 
@@ -244,14 +291,16 @@ private:
     mutable std::mutex fence_mutex_;  // guards fences_
     std::array<Fence, 2> fences_;
     std::atomic<bool> fencing_{false};  // set under fence_mutex_
+    bool vouched_ = true;               // guarded by fence_mutex_
 
     // Serialises attaching and detaching. Receivers never take it, so that a consumer may be stopped
     // under it while its adapter delivers.
-    mutable std::mutex mutex_;          // guards consumers_, detaching_ and closer_
+    mutable std::mutex mutex_;          // guards consumers_, detaching_, left_ and closer_
     std::condition_variable changed_;   // closed_ or detaching_ has changed
     std::atomic<bool> closing_{false};  // set under mutex_
     std::atomic<bool> closed_{false};   // set under mutex_
     int detaching_ = 0;                 // threads that are leaving a side
+    bool left_ = false;                 // it is closed as soon as nobody is leaving a side any more
     std::thread::id closer_;            // the first that called Close
     std::array<std::unique_ptr<backend::Consumer>, 2> consumers_;
 };

@@ -6,6 +6,7 @@
 
 #include <mq/policy.hpp>
 #include <mq/runtime/broker_link.hpp>
+#include <mq/runtime/dispatcher.hpp>
 
 #include <algorithm>
 #include <atomic>
@@ -39,8 +40,18 @@ public:
         changed_.notify_all();
     }
 
-    /// Sends wait from now on, until their deadlines, for an outlet to be pointed to.
-    void Hold() { Change(&held_); }
+    /// Sends wait from now on, until their deadlines, for an outlet to be pointed to. With `pass`,
+    /// those of handlers and send callbacks go there meanwhile, with `sender` beside each: the move may
+    /// wait for the very handler that sends.
+    void Hold(runtime::Outlet* pass = nullptr, std::string sender = {}) {
+        if (pass == nullptr) return Change(&held_);
+        {
+            const std::lock_guard lock{mutex_};
+            if (route_.load() == &shut_) return;
+            route_.store(&Kept({.pass = pass, .sender = std::move(sender)}));
+        }
+        changed_.notify_all();
+    }
 
     /// Sends fail from now on.
     void Shut() { Change(&shut_); }
@@ -51,11 +62,12 @@ public:
         sending->last_deadline = sending->deadline;
         while (true) {
             const Route* const route = route_.load();
-            if (route->outlet == nullptr) {
+            runtime::Outlet* outlet = route->outlet;
+            if (outlet == nullptr && route->pass != nullptr && MayPass()) outlet = route->pass;
+            if (outlet == nullptr) {
                 if (AwaitChange(route, sending->deadline)) continue;
                 return EndUnsent(shared_, std::move(sending), NoRoute(route));
             }
-            runtime::Outlet* outlet = route->outlet;
             if (route->other != nullptr) outlet = &ChooseWay(*route, *sending);
             const std::size_t weight = Weight(sending->message);
             if (!Reserve(outlet->link().window(), weight, sending->deadline)) {
@@ -98,6 +110,7 @@ private:
     struct Route {
         runtime::Outlet* outlet = nullptr;  // null: wait, or fail where the router is shut
         runtime::Outlet* other = nullptr;   // for what certainly did not reach `outlet`; null for none
+        runtime::Outlet* pass = nullptr;    // where `outlet` is null: for those that must not wait
         std::string sender = {};
 
         friend bool operator==(const Route&, const Route&) = default;
@@ -155,6 +168,12 @@ private:
         if (route == &shut_) return false;
         std::unique_lock lock{mutex_};
         return changed_.wait_until(lock, deadline, [&] { return route_.load() != route; });
+    }
+
+    // A move that waits for a handler must not have it wait for the move, whichever client of the
+    // process it belongs to; nor may the thread that tells of ends.
+    [[nodiscard]] bool MayPass() const noexcept {
+        return runtime::Dispatcher::OnHandlerThread() || shared_.callbacks->OnOwnThread();
     }
 
     // The client's callback thread must not wait for room that only its own work can make.

@@ -143,10 +143,12 @@ class KnownMoves {
 public:
     /// Whether this message is the first to show that its producer has come over, and that what it sent
     /// to the other side before may not have been handled. `text` is its sender, as it came over the
-    /// wire.
-    bool Note(std::string_view text) {
+    /// wire. That a producer says that all of it was handled counts only for a group that it asks:
+    /// where it is `vouched`.
+    bool Note(std::string_view text, bool vouched = true) {
         const auto sender = ParseSender(text);
-        if (!sender || sender->moves % 2 == 0) return false;
+        if (!sender || sender->moves == 0) return false;
+        if (vouched && sender->moves % 2 == 0) return false;
         const auto known = moves_.find(sender->id);
         if (known == moves_.end()) {
             if (moves_.size() >= kMost) moves_.clear();

@@ -27,6 +27,7 @@
 #include <memory>
 #include <mutex>
 #include <optional>
+#include <set>
 #include <string>
 #include <utility>
 #include <vector>
@@ -93,7 +94,7 @@ public:
     void Subscribe(const std::shared_ptr<Listener>& listener) {
         const std::lock_guard lock{mutex_};
         if (closed_) throw Error{ErrorCode::kClosed, "topic " + name_ + ": the client is closed"};
-        listener->SetFencing(Fences());
+        SetFencing(*listener);
         ApplyDedup(*listener);
         for (const Side side : kSides) {
             if (At(side).attached) Attach(*listener, side);
@@ -170,7 +171,7 @@ public:
         if (redirect) Redirect();
         if (dedup) ResizeDedup();
         AimAt(Target(config));
-        for (const auto& listener : listeners_) listener->SetFencing(Fences());
+        for (const auto& listener : listeners_) SetFencing(*listener);
         wake_.Raise();
     }
 
@@ -181,6 +182,8 @@ public:
                 .policy = policy_,
                 .stage = stage_,
                 .waiting_for = waiting_for_,
+                .waiting_code = waiting_code_,
+                .standstills = standstills_,
                 .failover = failover_,
                 .old_side = StatusOf(Side::kOld),
                 .new_side = StatusOf(Side::kNew)};
@@ -266,6 +269,12 @@ public:
         return closed_;
     }
 
+    /// Whether it has that side.
+    [[nodiscard]] bool HasSide(Side side) const {
+        const std::lock_guard lock{mutex_};
+        return At(side).link != nullptr;
+    }
+
     /// Of a side that the topic has: both where it migrates. They live as long as the topic.
     [[nodiscard]] runtime::BrokerLink& link(Side side) noexcept { return *At(side).link; }
     [[nodiscard]] runtime::Outlet& outlet(Side side) noexcept { return *At(side).outlet; }
@@ -320,11 +329,13 @@ public:
         return true;
     }
 
-    /// Sends wait, until their deadlines, for publishing to go on or another rung to be reached.
-    void HoldPublishing() {
+    /// Sends wait, until their deadlines, for publishing to go on or another rung to be reached. Where
+    /// `handlers_pass`, those of handlers and send callbacks go where publishing still is.
+    void HoldPublishing(bool handlers_pass) {
         const std::lock_guard lock{mutex_};
         held_ = true;
-        router_.Hold();
+        runtime::Outlet* const pass = handlers_pass ? At(PublishSide(stage_)).outlet.get() : nullptr;
+        router_.Hold(pass, SenderAt(stage_));
     }
 
     void GoOnPublishing() {
@@ -341,9 +352,22 @@ public:
     }
 
     /// What the walk waits for; empty for nothing.
-    void Say(std::string waiting_for) {
+    void Say(std::string waiting_for, WaitingCode code) {
         const std::lock_guard lock{mutex_};
         waiting_for_ = std::move(waiting_for);
+        waiting_code_ = waiting_for_.empty() ? WaitingCode::kNothing : code;
+    }
+
+    /// What stands still.
+    void SetStandstills(std::vector<Standstill> standstills) {
+        const std::lock_guard lock{mutex_};
+        standstills_ = std::move(standstills);
+    }
+
+    /// Whether a subscription of this client has taken messages of the group from a side.
+    [[nodiscard]] bool HasBeenOn(Side side, const std::string& group) const {
+        const std::lock_guard lock{mutex_};
+        return At(side).groups.contains(group);
     }
 
     void Log(LogLevel level, const std::string& text) const {
@@ -361,6 +385,7 @@ private:
         bool attached = false;      // the subscriptions take messages from here
         runtime::Intake past = {};  // of subscriptions that are closed
         std::optional<std::uint64_t> backlog = {};
+        std::set<std::string> groups = {};  // of the subscriptions that have ever taken from here
     };
 
     [[nodiscard]] SideState& At(Side side) noexcept { return sides_[static_cast<std::size_t>(side)]; }
@@ -404,12 +429,14 @@ private:
     // Sends go where a client at this rung publishes to.
     void PointTo(Policy rung) {
         const Side side = PublishSide(rung);
-        std::string sender;
-        if (At(Side::kNew).link != nullptr) {
-            sender = ToText({.id = shared_.client_id, .stage = rung, .moves = moves_});
-        }
         runtime::Outlet* const other = failover_ ? At(Other(side)).outlet.get() : nullptr;
-        router_.PointTo(*At(side).outlet, other, std::move(sender));
+        router_.PointTo(*At(side).outlet, other, SenderAt(rung));
+    }
+
+    // What stands beside each message; empty where there is nobody to tell.
+    [[nodiscard]] std::string SenderAt(Policy rung) const {
+        if (At(Side::kNew).link == nullptr) return {};
+        return ToText({.id = shared_.client_id, .stage = rung, .moves = moves_});
     }
 
     // The rung that a config asks for. A migration that is done, or called off, goes to rest on the
@@ -427,10 +454,19 @@ private:
 
     void Attach(Listener& listener, Side side) {
         listener.Attach(side, *At(side).link, At(side).destination);
+        At(side).groups.insert(listener.group());
     }
 
     // Whether messages wait behind what their producers sent to the other side before.
     [[nodiscard]] bool Fences() const { return config_.order == Order::kKey && config_.broker.empty(); }
+
+    // A group that `groups` does not name is not asked for by producers that go back.
+    void SetFencing(Listener& listener) const {
+        const bool named = config_.groups.empty() ||
+                           std::find(config_.groups.begin(), config_.groups.end(), listener.group()) !=
+                               config_.groups.end();
+        listener.SetFencing(Fences(), named);
+    }
 
     void ApplyDedup(Listener& listener) {
         if (config_.dedup == std::chrono::milliseconds{0}) return listener.dispatcher().SetDedup({});
@@ -527,6 +563,8 @@ private:
     std::uint64_t moves_ = 0;  // as in Sender
     bool closed_ = false;
     std::string waiting_for_;
+    WaitingCode waiting_code_ = WaitingCode::kNothing;
+    std::vector<Standstill> standstills_;
     std::array<SideState, 2> sides_;
     Listeners listeners_;
     std::map<std::string, std::shared_ptr<runtime::DedupWindow>> dedup_;  // by group; empty for off

@@ -10,6 +10,7 @@
 #include <mq/migration/ladder.hpp>
 #include <mq/migration/limits.hpp>
 #include <mq/migration/listener.hpp>
+#include <mq/migration/standstill.hpp>
 #include <mq/migration/topic.hpp>
 #include <mq/runtime/broker_link.hpp>
 #include <mq/runtime/dispatcher.hpp>
@@ -19,6 +20,7 @@
 #include <chrono>
 #include <cstddef>
 #include <cstdint>
+#include <ctime>
 #include <exception>
 #include <map>
 #include <memory>
@@ -44,7 +46,7 @@ public:
         try {
             due_ = Go();
         } catch (const std::exception& error) {
-            topic_.Say(error.what());
+            topic_.Say(error.what(), WaitingCode::kProblem);
             due_ = Clock::now() + backoff_.Next();
         }
         return due_;
@@ -65,6 +67,10 @@ private:
     static constexpr std::chrono::seconds kFollow{1};
     // How often a side that was left is looked at, at the most.
     static constexpr std::chrono::milliseconds kLookBack{250};
+    // How often in one hold handlers may send on behind what is handled, and how long sends then go on
+    // before they are held again.
+    static constexpr int kRounds = 3;
+    static constexpr std::chrono::seconds kHoldAgain{1};
     // How often it is asked who listens on the side that may stand in for the other.
     static constexpr std::chrono::seconds kFailoverCheck{5};
     static constexpr std::chrono::seconds kFailoverRetry{1};
@@ -79,11 +85,50 @@ private:
     // left at all; or not even that for certain.
     enum class Proof : unsigned char { kPositions, kEmptiness, kNone };
 
+    // A move of publishing: sends are held until all is confirmed on the side that it leaves, and on
+    // the way back handled as well. Those of handlers pass on the way back, unless it is closed.
+    struct Move {
+        Side to = Side::kOld;
+        Clock::time_point since = {};
+        std::uint64_t sent = 0;                              // when it was looked at last, ever
+        int rounds = 0;                                      // looks by which more had been sent
+        std::optional<Clock::time_point> confirmed_at = {};  // all of `sent`
+        bool closed = false;                                 // nothing passes
+        std::string unproved = {};  // why it goes on though not all is handled; empty: it does not
+    };
+
+    // A fence that is up, and what it waits for.
+    struct Fence {
+        explicit Fence(const FencePosition& raised) : watch(raised) {}
+        FenceWatch watch;
+        Verdict waits_for = {};
+    };
+
+    // What a fence that has become narrow still waits for.
+    struct Narrow {
+        std::uint64_t mark = 0;  // of what it holds
+        std::vector<runtime::Followed> behind = {};
+        Clock::time_point since = {};
+    };
+
+    // What a fence holds, and what for.
+    struct Holding {
+        Side side = Side::kOld;
+        std::string group = {};
+        std::string what = {};  // tells it from others
+        std::string text = {};
+        std::string progress = {};
+        bool due = true;  // it waits for something that should go on
+    };
+
+    using Key = std::pair<std::shared_ptr<Listener>, Side>;
+
     Clock::time_point Go() {
         while (true) {
             const View view = topic_.Look();
             if (std::exchange(last_policy_, view.policy) != view.policy) backoff_.Reset();
             if (view.closed) return Clock::time_point::max();
+            WarnOfUnnamed(view);
             TakeAgain();
             Clock::time_point tended =
                 stopped_.empty() ? Clock::time_point::max() : Clock::now() + kLastLook;
@@ -92,17 +137,52 @@ private:
             const std::optional<Goal> goal = NextGoal(view);
             CallOffMove(goal);
             if (!goal) {
-                topic_.Say(SubscriptionTrouble(view));
                 if (LookBack(view)) continue;
-                return std::min(tended, look_back_at_);
+                return std::min({tended, look_back_at_, Conclude(view, SubscriptionTrouble(view))});
             }
             const Verdict verdict = Try(view, *goal);
             if (verdict.passed) {
                 Reach(goal->rung);
                 continue;
             }
-            topic_.Say(verdict.waiting_for);
-            return std::min(tended, Clock::now() + backoff_.Next());
+            const auto again = Clock::now() + backoff_.Next();
+            return std::min({tended, again, Conclude(view, verdict)});
+        }
+    }
+
+    // Says what the rung waits for, and every fence that holds something, and looks after what stands
+    // still. When to look again.
+    Clock::time_point Conclude(const View& view, const Verdict& rung) {
+        const auto look = TendStandstills(view, rung);
+        std::string text = rung.waiting_for;
+        WaitingCode code = rung.code;
+        for (const auto& [key, holding] : holdings_) {
+            if (text.empty()) code = WaitingCode::kFence;
+            text += (text.empty() ? "" : "; ") + holding.text;
+        }
+        const auto standing = standstills_.Standing();
+        if (text.empty() && !standing.empty()) {
+            code = WaitingCode::kStandstill;
+            text = standing.front().text;
+        }
+        topic_.Say(std::move(text), code);
+        return look;
+    }
+
+    // Producers that go back ask for the groups that the config names, and cannot know of others. Said
+    // once a group.
+    void WarnOfUnnamed(const View& view) {
+        if (view.config.order != Order::kKey || !view.migrates || !view.config.guard) return;
+        const auto& groups = view.config.groups;
+        for (const auto& listener : view.listeners) {
+            const std::string& group = listener->group();
+            if (std::find(groups.begin(), groups.end(), group) != groups.end()) continue;
+            if (!warned_of_.insert(group).second) continue;
+            topic_.Log(LogLevel::kWarning,
+                       GroupInWords(group) +
+                           " is not named in `groups`: on the way back, producers do not wait until it "
+                           "has handled what they sent, and it may get messages of one key out of "
+                           "order; name it in the config of every service");
         }
     }
 
@@ -120,7 +200,7 @@ private:
 
     // A move of publishing that waits for its confirms is called off where it is no longer wanted.
     void CallOffMove(const std::optional<Goal>& goal) {
-        if (!moving_to_ || (goal && goal->step.publish == moving_to_)) return;
+        if (!move_ || (goal && goal->step.publish == move_->to)) return;
         GoOnPublishing();
     }
 
@@ -167,7 +247,8 @@ private:
         if (!handled.passed) return GoesBackUnproved(view) ? Verdict::Pass() : handled;
         const auto behind = now - *std::exchange(asked_since_, std::nullopt);
         if (behind < LongestHold()) return handled;
-        return Verdict::Wait("the groups to be less far behind on " + topic_.link(left).name());
+        return Verdict::Wait(WaitingCode::kHandled,
+                             "the groups to be less far behind on " + topic_.link(left).name());
     }
 
     // Where nobody can say that everything is handled, the groups get the time that they should need:
@@ -175,37 +256,49 @@ private:
     // it tells only whether anything at all is left, and other producers see to that for as long as
     // they go on. Subscriptions keep the order then, as far as they can (see TendFence).
     bool GoesBackUnproved(const View& view) const {
-        const bool nobody_knows = view.config.groups.empty() || proof_ == Proof::kNone;
-        if (!nobody_knows && proof_ == Proof::kPositions) return false;
-        const auto patience = Patience(view) * (nobody_knows ? 1 : kUnproved) + kFollow;
-        return Clock::now() - view.policy_since >= patience;
+        if (proof_ == Proof::kPositions) return false;
+        return WantedFor(Patience(view) * (proof_ == Proof::kNone ? 1 : kUnproved) + kFollow, view);
+    }
+
+    static bool WantedFor(std::chrono::milliseconds time, const View& view) {
+        return Clock::now() - view.policy_since >= time;
     }
 
     // How long sends may be held.
     [[nodiscard]] std::chrono::milliseconds LongestHold() const { return topic_.send_timeout() / 2; }
 
     // Whether every group is known to have settled what this client has sent to a side, and what else
-    // was there at that moment.
+    // was there at that moment: those that the config names, and those of subscriptions here.
     Verdict HandledBefore(const View& view, Side side, Clock::time_point moment) {
+        proof_ = Proof::kPositions;
         if (topic_.outlet(side).Published() == 0) return Verdict::Pass();  // by this client, ever
         runtime::BrokerLink& link = topic_.link(side);
-        if (view.config.groups.empty()) {
-            return Verdict::Wait("groups that `groups` does not name to handle what is on " +
-                                 link.name());
-        }
-        for (const std::string& group : view.config.groups) {
-            if (topic_.closed()) return Verdict::Wait("nothing: the client is closed");
-            const Drain drain = CheckDrained(link, *topic_.destination(side), group);
+        std::set<std::string> groups{view.config.groups.begin(), view.config.groups.end()};
+        for (const auto& listener : view.listeners) groups.insert(listener->group());
+        for (const std::string& group : groups) {
+            if (topic_.closed()) return Closed();
+            const Drain drain = Ask(side, group);
             if (!drain.known || drain.settled_before >= moment) continue;
-            if (drain.settled_before) {
-                proof_ = Proof::kPositions;
-            } else if (drain.left) {
+            if (!drain.settled_before && drain.left) {
                 proof_ = drain.verdict.passed ? Proof::kNone : Proof::kEmptiness;
             }
-            if (!drain.verdict.passed) return drain.verdict;
-            return Verdict::Wait(GroupInWords(group) + " to settle what it took from " + link.name());
+            if (drain.verdict.passed) {
+                return Verdict::Wait(
+                    WaitingCode::kHandled,
+                    GroupInWords(group) + " to settle what it took from " + link.name());
+            }
+            Verdict left = drain.verdict;
+            if (left.code == WaitingCode::kBacklog) left.code = WaitingCode::kHandled;
+            return left;
         }
-        return Verdict::Pass();
+        if (!view.config.groups.empty()) return Verdict::Pass();
+        proof_ = Proof::kNone;
+        return Verdict::Wait(WaitingCode::kHandled,
+                             "groups that `groups` does not name to handle what is on " + link.name());
+    }
+
+    static Verdict Closed() {
+        return Verdict::Wait(WaitingCode::kNothing, "nothing: the client is closed");
     }
 
     // Once for each direction: says in what the broker that the topic moves to differs.
@@ -223,7 +316,7 @@ private:
     Verdict TrySubscribe(Side side) {
         for (const auto& listener : topic_.Join(side)) {
             if (auto trouble = TroubleOf(*listener, side); !trouble.empty()) {
-                return Verdict::Wait(std::move(trouble));
+                return Verdict::Wait(WaitingCode::kSubscription, std::move(trouble));
             }
         }
         return Verdict::Pass();
@@ -231,7 +324,8 @@ private:
 
     Verdict TryPublish(const View& view, Side side) {
         runtime::Outlet& before = topic_.outlet(Other(side));
-        if (!moving_to_) {
+        if (!move_) {
+            if (Clock::now() < hold_again_at_) return SendOn(before);
             if (Verdict listens = MayPublish(view, side); !listens.passed) return listens;
             // What the first send there would have to wait for is made now.
             topic_.outlet(side).Warm();
@@ -240,48 +334,103 @@ private:
             if (GoesBack(view, side)) {
                 if (Verdict back = MayGoBack(view, Other(side)); !back.passed) return back;
             }
-            HoldPublishing(side);
+            HoldPublishing(side, GoesBack(view, side));
         }
-        // In order: the last message of this side is confirmed before the first of the other is sent.
-        if (const auto in_flight = before.InFlight(); in_flight > 0) {
-            return Verdict::Wait(before.link().name() + " to confirm " + std::to_string(in_flight) +
-                                 " messages before the first goes to " + topic_.link(side).name());
-        }
-        if (GoesBack(view, side)) {
-            if (Verdict back = LeavesNothing(view, Other(side)); !back.passed) return back;
-        }
+        if (Verdict left = LeavesNothing(view, before); !left.passed) return left;
         before.Watch(false);
-        moving_to_.reset();
+        move_.reset();
         return Verdict::Pass();
     }
 
-    void HoldPublishing(Side side) {
-        moving_to_ = side;
-        confirmed_at_.reset();
+    void HoldPublishing(Side side, bool back) {
+        runtime::Outlet& before = topic_.outlet(Other(side));
+        before.Watch(true);
+        topic_.HoldPublishing(back);
+        move_ = {.to = side, .since = Clock::now(), .sent = before.Published(), .closed = !back};
         backoff_.Reset();
-        topic_.outlet(Other(side)).Watch(true);
-        topic_.HoldPublishing();
     }
 
-    // Publishing is held, and everything is confirmed: whether all of it is handled as well. Where that
-    // takes too long, sends go on where they were, and it is tried again.
-    Verdict LeavesNothing(const View& view, Side left) {
-        if (!confirmed_at_) confirmed_at_ = Clock::now();
-        Verdict handled = HandledBefore(view, left, *confirmed_at_);
-        leaves_nothing_ = handled.passed;
-        if (handled.passed) return handled;
-        if (GoesBackUnproved(view)) {
-            topic_.Log(LogLevel::kWarning, "publishing goes back without " + handled.waiting_for +
-                                               ": messages of one key may be handled out of order");
-            return Verdict::Pass();
+    // In order, the last message of a side is confirmed before the first of the other one is sent; and
+    // what goes back leaves nothing unhandled behind. Where that takes too long, sends go on where they
+    // were, and it is tried again.
+    Verdict LeavesNothing(const View& view, runtime::Outlet& before) {
+        if (!GoesBack(view, move_->to)) return AllConfirmed(before);
+        // Sends of handlers pass, and begin it anew. What they have sent is read first: all of that has
+        // ended where nothing is in flight behind it.
+        const std::uint64_t sent = before.Published();
+        if (std::exchange(move_->sent, sent) != sent) {
+            move_->confirmed_at.reset();
+            ++move_->rounds;
         }
-        if (Clock::now() - *confirmed_at_ >= LongestHold()) GoOnPublishing();
-        return handled;
+        Verdict waits = AllConfirmed(before);
+        if (waits.passed) {
+            if (!move_->unproved.empty()) return GoesUnproved();
+            if (!move_->confirmed_at) move_->confirmed_at = Clock::now();
+            waits = HandledBefore(view, Other(move_->to), *move_->confirmed_at);
+            if (waits.passed && ClosesBehind(before, sent)) {
+                leaves_nothing_ = true;
+                return waits;
+            }
+            if (waits.passed)
+                waits = SendOn(before);
+            else if (GoesBackUnproved(view))
+                return GoUnproved(before, waits.waiting_for);
+        }
+        if (!move_->unproved.empty()) return waits;
+        if (move_->rounds >= kRounds) {
+            // Handlers go on sending because of what they handle: it never ends, and they are what the
+            // messages follow. Fences on the other side keep the order.
+            if (WantedFor(Patience(view) + kFollow, view)) {
+                return GoUnproved(before, "waiting for handlers, which send on,");
+            }
+            hold_again_at_ = Clock::now() + kHoldAgain;
+            GoOnPublishing();
+            return SendOn(before);
+        }
+        if (Clock::now() - move_->since >= LongestHold()) GoOnPublishing();
+        return waits;
+    }
+
+    Verdict AllConfirmed(const runtime::Outlet& before) {
+        const auto in_flight = before.InFlight();
+        if (in_flight == 0) return Verdict::Pass();
+        return Verdict::Wait(WaitingCode::kConfirms,
+                             before.link().name() + " to confirm " + std::to_string(in_flight) +
+                                 " messages before the first goes to " + topic_.link(move_->to).name());
+    }
+
+    static Verdict SendOn(const runtime::Outlet& before) {
+        return Verdict::Wait(
+            WaitingCode::kHandled,
+            "handlers that send on when they handle what is on " + before.link().name());
+    }
+
+    // Lets no send pass any more. False where one has passed since `sent` had been sent: they pass
+    // again.
+    bool ClosesBehind(const runtime::Outlet& before, std::uint64_t sent) {
+        topic_.HoldPublishing(false);
+        if (before.Published() == sent && before.InFlight() == 0) return true;
+        topic_.HoldPublishing(true);
+        return false;
+    }
+
+    // Publishing moves as soon as what has passed is confirmed; nothing passes any more.
+    Verdict GoUnproved(const runtime::Outlet& before, std::string what) {
+        move_->unproved = std::move(what);
+        topic_.HoldPublishing(false);
+        Verdict confirmed = AllConfirmed(before);
+        return confirmed.passed ? GoesUnproved() : confirmed;
+    }
+
+    Verdict GoesUnproved() {
+        topic_.Log(LogLevel::kWarning, "publishing goes back without " + move_->unproved +
+                                           ": messages of one key may be handled out of order");
+        return Verdict::Pass();
     }
 
     void GoOnPublishing() {
-        topic_.outlet(Other(*moving_to_)).Watch(false);
-        moving_to_.reset();
+        topic_.outlet(Other(move_->to)).Watch(false);
+        move_.reset();
         topic_.GoOnPublishing();
     }
 
@@ -298,8 +447,8 @@ private:
     Verdict TryLeave(const View& view, Side side) {
         const runtime::Outlet& outlet = topic_.outlet(side);
         if (const auto in_flight = outlet.InFlight(); in_flight > 0) {
-            return Verdict::Wait(outlet.link().name() + " to confirm " + std::to_string(in_flight) +
-                                 " messages");
+            return Verdict::Wait(WaitingCode::kConfirms, outlet.link().name() + " to confirm " +
+                                                             std::to_string(in_flight) + " messages");
         }
         for (const auto& [listener, stopped] : stopped_) {
             if (stopped == side) return HandlersAtWork(*listener, side);
@@ -321,7 +470,7 @@ private:
         std::set<std::string> asked;
         for (const auto& listener : listeners) {
             if (!asked.insert(listener->group()).second) continue;
-            if (topic_.closed()) return Verdict::Wait("nothing: the client is closed");
+            if (topic_.closed()) return Closed();
             const Drain drain = AskDrained(side, listener->group());
             if (!drain.verdict.passed) return drain.verdict;
         }
@@ -329,8 +478,18 @@ private:
     }
 
     Drain AskDrained(Side side, const std::string& group) {
-        Drain drain = CheckDrained(topic_.link(side), *topic_.destination(side), group);
+        Drain drain = Ask(side, group);
         topic_.SetBacklog(side, drain.left);
+        return drain;
+    }
+
+    // What is left for the group. One that has been there with this client is known, whatever its
+    // broker has forgotten.
+    Drain Ask(Side side, const std::string& group) {
+        Drain drain = CheckDrained(topic_.link(side), *topic_.destination(side), group);
+        const bool answered = drain.verdict.passed || drain.left || drain.settled_before;
+        answers_[static_cast<std::size_t>(side)].Note(answered, Clock::now());
+        drain.known = drain.known || topic_.HasBeenOn(side, group);
         return drain;
     }
 
@@ -344,8 +503,9 @@ private:
         }
         const auto so_far = std::chrono::duration_cast<std::chrono::milliseconds>(Clock::now() - last);
         if (so_far >= view.config.quiet) return Verdict::Pass();
-        return Verdict::Wait("no arrival on " + topic_.link(side).name() + " for " +
-                             InWords(view.config.quiet) + " (" + InWords(so_far) + " so far)");
+        return Verdict::Wait(WaitingCode::kQuiet, "no arrival on " + topic_.link(side).name() +
+                                                      " for " + InWords(view.config.quiet) + " (" +
+                                                      InWords(so_far) + " so far)");
     }
 
     // Takes nothing more from the side, and looks once again: what came between the last look and the
@@ -389,8 +549,9 @@ private:
     }
 
     Verdict HandlersAtWork(const Listener& listener, Side side) {
-        return Verdict::Wait("handlers of " + GroupInWords(listener.group()) +
-                             " to settle what came from " + topic_.link(side).name());
+        return Verdict::Wait(WaitingCode::kHandlers, "handlers of " + GroupInWords(listener.group()) +
+                                                         " to settle what came from " +
+                                                         topic_.link(side).name());
     }
 
     // What is left on a side that nobody subscribes to is stranded: the message of a producer that
@@ -413,8 +574,7 @@ private:
         look_back_at_ = now + LookBackEvery(view);
         const Side left = view.attached[0] ? Side::kNew : Side::kOld;
         for (const auto& listener : view.listeners) {
-            const Drain drain =
-                CheckDrained(topic_.link(left), *topic_.destination(left), listener->group());
+            const Drain drain = Ask(left, listener->group());
             if (drain.left.value_or(0) == 0 || !drain.known) continue;
             Rejoin(left, listener->group(), *drain.left);
             return true;
@@ -439,14 +599,19 @@ private:
     // Opens fences once everything that was sent before has been handled.
     Clock::time_point TendFences(const View& view) {
         Clock::time_point again = Clock::time_point::max();
-        std::erase_if(fences_, [](const auto& entry) { return entry.first.first->closed(); });
+        const auto gone = [](const auto& entry) { return entry.first.first->closed(); };
+        std::erase_if(fences_, gone);
+        std::erase_if(narrow_, gone);
+        holdings_.clear();
         for (const auto& listener : view.listeners) {
             for (const Side side : Topic::kSides) {
+                TendNarrow(listener, side);
                 if (const auto noticed = listener->FenceOn(side)) {
                     again = std::min(again, TendFence(view, listener, side, *noticed));
                 } else {
                     fences_.erase({listener, side});
                 }
+                NoteHeld(view, listener, side);
             }
         }
         if (again == Clock::time_point::max()) fence_backoff_.Reset();
@@ -457,32 +622,28 @@ private:
                                 std::uint64_t noticed) {
         const Side other = Other(side);
         runtime::Dispatcher& dispatcher = listener->dispatcher();
-        const std::uint64_t mark = dispatcher.Mark(side);
-        const auto begin = Clock::now();  // behind the mark: what was sent before it is there by now
-        const FencePosition here{.noticed = noticed, .mark = mark, .since = begin};
+        const FencePosition here = FencePosition::Take(noticed, [&] { return dispatcher.Mark(side); });
         const auto entry = fences_.try_emplace({listener, side}, here).first;
-        const auto open = [&](const FencePosition& position) {
-            if (!listener->Open(side, position.noticed)) dispatcher.Release(side, position.mark);
-            fences_.erase(entry);
-            return begin;
-        };
         const bool subscribed = view.attached[static_cast<std::size_t>(other)];
-        if (!subscribed && !view.config.guard) return open(here);
-        const Drain drain = subscribed ? AskDrained(other, listener->group())
-                                       : CheckDrained(topic_.link(other), *topic_.destination(other),
-                                                      listener->group());
+        if (!subscribed && !view.config.guard) return OpenFence(listener, side, here, here);
+        const auto in_hand = InHand(view, listener->group(), other);
+        const Drain drain =
+            subscribed ? AskDrained(other, listener->group()) : Ask(other, listener->group());
+        const auto followed = Follow(in_hand, other, drain);
         const auto now = Clock::now();
-        const FenceDecision decision =
-            entry->second.Decide({.here = here,
-                                  .now = now,
-                                  .side = side,
-                                  .subscribed = subscribed,
-                                  .asked_long = asked_for_older_,
-                                  .drain = drain,
-                                  .there = dispatcher.Counts(other),
-                                  .waits_for_newer = WaitsForNewer(*listener, side, drain),
-                                  .quiet = view.config.quiet,
-                                  .patience = Patience(view)});
+        const FenceDecision decision = entry->second.watch.Decide(
+            {.here = here,
+             .now = now,
+             .side = side,
+             .subscribed = subscribed,
+             .unanswered = answers_[static_cast<std::size_t>(other)].Unanswered(now),
+             .drain = drain,
+             .there = dispatcher.Counts(other),
+             .in_hand = followed.size(),
+             .waits_for_newer = WaitsForNewer(*listener, side, drain),
+             .quiet = view.config.quiet,
+             .patience = Patience(view)});
+        entry->second.waits_for = drain.verdict;
         switch (decision.kind) {
             case FenceDecision::Kind::kWait:
                 return std::min(now + fence_backoff_.Next(), decision.again);
@@ -490,11 +651,12 @@ private:
                 Rejoin(other, listener->group(), *drain.left);
                 return now;
             case FenceDecision::Kind::kOpen: break;
+            case FenceDecision::Kind::kNarrow:
+                return NarrowFence(listener, side, decision.position, followed);
             case FenceDecision::Kind::kOpenUnasked:
-                asked_for_older_ = true;
                 topic_.Log(LogLevel::kWarning,
-                           "goes on without having asked for older messages: waited for " +
-                               drain.verdict.waiting_for);
+                           "goes on without having asked for older messages: waited " +
+                               InWords(backend::kStandstill) + " for " + drain.verdict.waiting_for);
                 break;
             case FenceDecision::Kind::kOpenUnproved:
                 topic_.Log(LogLevel::kWarning, "lets go of what came from " + topic_.link(side).name() +
@@ -502,7 +664,145 @@ private:
                                                    ": messages of one key may be handled out of order");
                 break;
         }
-        return open(decision.position);
+        return OpenFence(listener, side, here, decision.position);
+    }
+
+    // Lets go of what had arrived by `position`, and of all where nobody has come over since.
+    Clock::time_point OpenFence(const std::shared_ptr<Listener>& listener, Side side,
+                                const FencePosition& here, const FencePosition& position) {
+        listener->Narrow(side, position.noticed, position.mark, {});
+        narrow_.erase({listener, side});
+        fences_.erase({listener, side});
+        return here.since;
+    }
+
+    // The same but for the keys of what is in hand, which wait for just that.
+    Clock::time_point NarrowFence(const std::shared_ptr<Listener>& listener, Side side,
+                                  const FencePosition& position,
+                                  const std::vector<runtime::Followed>& behind) {
+        const Narrow narrow{.mark = position.mark, .behind = behind, .since = SinceOf(listener, side)};
+        narrow_.insert_or_assign({listener, side}, narrow);
+        listener->Narrow(side, position.noticed, position.mark, KeysOf(behind));
+        fences_.erase({listener, side});
+        return position.since;
+    }
+
+    // Lets go of the keys whose last message in hand is settled. One that was given back may come to
+    // another member: all wait again, for an answer of the broker's.
+    void TendNarrow(const std::shared_ptr<Listener>& listener, Side side) {
+        const auto entry = narrow_.find({listener, side});
+        if (entry == narrow_.end()) return;
+        if (listener->dispatcher().KeysHeld(side) == 0) {  // fences are off, or nothing has a key
+            narrow_.erase(entry);
+            return;
+        }
+        auto& [mark, behind, since] = entry->second;
+        const auto before = behind.size();
+        bool given_back = false;
+        std::erase_if(behind, [&](const runtime::Followed& each) {
+            const runtime::Fate fate = each.fate->load();
+            given_back = given_back || fate == runtime::Fate::kGivenBack;
+            return fate == runtime::Fate::kSettled;
+        });
+        if (given_back) {
+            narrow_.erase(entry);
+            return listener->Raise(side);
+        }
+        if (behind.size() == before) return;
+        listener->Keep(side, mark, KeysOf(behind));
+        if (behind.empty()) narrow_.erase(entry);
+    }
+
+    static std::set<std::string> KeysOf(const std::vector<runtime::Followed>& followed) {
+        std::set<std::string> keys;
+        for (const runtime::Followed& each : followed) {
+            if (!each.key.empty()) keys.insert(each.key);
+        }
+        return keys;
+    }
+
+    // What this client has in hand of a group from a side: with each subscription of the group.
+    using Hands = std::vector<std::pair<std::shared_ptr<Listener>, std::vector<std::uint64_t>>>;
+
+    static Hands InHand(const View& view, const std::string& group, Side side) {
+        Hands hands;
+        for (const auto& listener : view.listeners) {
+            if (listener->group() != group) continue;
+            hands.emplace_back(listener, listener->dispatcher().InHand(side));
+        }
+        return hands;
+    }
+
+    // What of it still is, where that may be all that is left.
+    static std::vector<runtime::Followed> Follow(const Hands& hands, Side side, const Drain& drain) {
+        std::vector<runtime::Followed> followed;
+        std::size_t count = 0;
+        for (const auto& [listener, arrivals] : hands) count += arrivals.size();
+        if (!drain.complete || count == 0 || drain.left.value_or(0) > count) return followed;
+        for (const auto& [listener, arrivals] : hands) {
+            for (auto& each : listener->dispatcher().Follow(side, arrivals)) {
+                followed.push_back(std::move(each));
+            }
+        }
+        return followed;
+    }
+
+    Clock::time_point SinceOf(const std::shared_ptr<Listener>& listener, Side side) const {
+        const auto fence = fences_.find({listener, side});
+        return fence != fences_.end() ? fence->second.watch.since() : Clock::now();
+    }
+
+    // Notes what is held of a subscription, for the status.
+    void NoteHeld(const View& view, const std::shared_ptr<Listener>& listener, Side side) {
+        const runtime::Intake here = listener->dispatcher().Counts(side);
+        const auto fence = fences_.find({listener, side});
+        const auto narrow = narrow_.find({listener, side});
+        if (here.held == 0 || (fence == fences_.end() && narrow == narrow_.end())) return;
+        const std::string& there = topic_.link(Other(side)).name();
+        Holding holding{.side = side,
+                        .group = listener->group(),
+                        .what = "fence " + NameOf(*listener, side),
+                        .text = std::to_string(here.held) + " messages of " +
+                                GroupInWords(listener->group()) + " from " + topic_.link(side).name() +
+                                " are held"};
+        std::uint64_t handled = 0;
+        for (const auto& each : view.listeners) {
+            if (each->group() != listener->group()) continue;
+            handled += each->dispatcher().Counts(Other(side)).processed;
+        }
+        holding.progress = std::to_string(handled);
+        if (fence != fences_.end()) {
+            const auto& [watch, waits_for] = fence->second;
+            const bool quiet = waits_for.passed;
+            holding.text +=
+                " since " + TimeOfDay(watch.since()) + " for older ones on " + there + ": waits for " +
+                (quiet ? "no arrival there for " + InWords(view.config.quiet) : waits_for.waiting_for);
+            holding.progress += ' ' + std::to_string(watch.progress());
+            holding.due = !quiet;
+        } else {
+            holding.text += " since " + TimeOfDay(narrow->second.since) + " for " +
+                            std::to_string(narrow->second.behind.size()) + " of their keys from " +
+                            there + " that are with handlers here";
+        }
+        holdings_.insert_or_assign({listener, side}, std::move(holding));
+    }
+
+    // Tells a subscription on one side from others.
+    [[nodiscard]] std::string NameOf(const Listener& listener, Side side) const {
+        return GroupInWords(listener.group()) + ' ' + std::string{ToString(side)} + ' ' +
+               std::to_string(reinterpret_cast<std::uintptr_t>(&listener));
+    }
+
+    // "06:50:23 UTC"
+    static std::string TimeOfDay(Clock::time_point moment) {
+        using std::chrono::system_clock;
+        const auto ago = std::chrono::duration_cast<system_clock::duration>(Clock::now() - moment);
+        const std::time_t time = system_clock::to_time_t(system_clock::now() - ago);
+        std::tm parts{};
+        gmtime_r(&time, &parts);
+        std::array<char, 16> text{};
+        const auto length = std::strftime(text.data(), text.size(), "%H:%M:%S UTC", &parts);
+        return {text.data(), length};
     }
 
     // Whether all that is left on the other side is held here, behind a fence of its own that waits for
@@ -520,7 +820,7 @@ private:
     // is to get what is sent there listens there.
     Clock::time_point TendFailover(const View& view) {
         const bool both = Subscribes(view.stage, Side::kOld) && Subscribes(view.stage, Side::kNew);
-        if (!view.config.failover || !view.migrates || !both || moving_to_) {
+        if (!view.config.failover || !view.migrates || !both || move_) {
             topic_.SetFailover(false);
             return Clock::time_point::max();
         }
@@ -536,10 +836,192 @@ private:
         return failover_check_at_;
     }
 
-    [[nodiscard]] std::string SubscriptionTrouble(const View& view) const {
+    // ---- what stands still: standstill.hpp defines it
+
+    // When to look again.
+    Clock::time_point TendStandstills(const View& view, const Verdict& rung) {
+        const auto now = Clock::now();
+        std::vector<Observation> seen;
+        ObserveSubscriptions(view, seen);
+        ObserveHandlers(view, seen);
+        for (const auto& [key, holding] : holdings_) {
+            if (!holding.due) continue;
+            seen.push_back({.what = holding.what,
+                            .side = holding.side,
+                            .group = holding.group,
+                            .text = holding.text,
+                            .progress = holding.progress});
+        }
+        const bool sends = ObserveSends(seen);
+        ObserveWalk(view, rung, seen);
+        const bool due = sends || !seen.empty() || !view.listeners.empty();
+        for (const auto& news :
+             standstills_.Look(std::move(seen), now, std::chrono::system_clock::now())) {
+            if (news.begins) {
+                topic_.Log(LogLevel::kWarning, "stands still: " + news.text);
+            } else {
+                topic_.Log(LogLevel::kInfo, "goes on: " + news.text);
+            }
+        }
+        topic_.SetStandstills(standstills_.Standing());
+        MendSubscriptions(view);
+        return due ? now + kLook : Clock::time_point::max();
+    }
+
+    void ObserveSubscriptions(const View& view, std::vector<Observation>& seen) const {
         for (const auto& listener : view.listeners) {
             for (const Side side : Topic::kSides) {
-                if (auto trouble = TroubleOf(*listener, side); !trouble.empty()) return trouble;
+                const auto state = listener->State(side);
+                if (!state) continue;
+                const std::string name = "the subscription of " + GroupInWords(listener->group()) +
+                                         " on " + topic_.link(side).name();
+                Observation each{.side = side, .group = listener->group()};
+                if (!state->standstill.empty()) {
+                    each.what = DeliveryOf(*listener, side);
+                    each.text = name + ": " + state->standstill;
+                    each.patience = std::chrono::milliseconds{0};
+                } else if (state->phase != backend::ConsumerState::Phase::kActive) {
+                    each.what = "subscription " + NameOf(*listener, side);
+                    each.text = name + " is not active";
+                    if (state->error != nullptr) each.text += std::string{": "} + state->error->what();
+                } else {
+                    continue;
+                }
+                seen.push_back(std::move(each));
+            }
+        }
+    }
+
+    [[nodiscard]] std::string DeliveryOf(const Listener& listener, Side side) const {
+        return "delivery " + NameOf(listener, side);
+    }
+
+    void ObserveHandlers(const View& view, std::vector<Observation>& seen) const {
+        for (const auto& listener : view.listeners) {
+            const runtime::Dispatcher& dispatcher = listener->dispatcher();
+            const std::string group = GroupInWords(listener->group());
+            for (const runtime::Blocking& each : dispatcher.Blockers()) {
+                const std::string waiting =
+                    std::to_string(each.waiting) + " messages of its key wait behind it";
+                seen.push_back(
+                    {.what =
+                         "message " + NameOf(*listener, each.side) + ' ' + std::to_string(each.arrival),
+                     .side = each.side,
+                     .group = listener->group(),
+                     .text = "message " + each.id + " from " + topic_.link(each.side).name() +
+                             (each.attempts == 0
+                                  ? ": a slow handler of " + group + " has not settled it, and "
+                                  : ": the handler of " + group + " has failed " +
+                                        std::to_string(each.attempts) + " times, and ") +
+                             waiting});
+            }
+            if (const std::size_t waiting = dispatcher.WaitingForHandlers(); waiting > 0) {
+                const auto handled =
+                    dispatcher.Counts(Side::kOld).processed + dispatcher.Counts(Side::kNew).processed;
+                seen.push_back({.what = "handlers " + NameOf(*listener, Side::kOld),
+                                .side = topic_.Primary(),
+                                .group = listener->group(),
+                                .text = "slow handlers of " + group + ": none has ended, and " +
+                                        std::to_string(waiting) + " messages wait for one",
+                                .progress = std::to_string(handled)});
+            }
+        }
+    }
+
+    // Whether something is sent: it was since the last look, or is on its way.
+    bool ObserveSends(std::vector<Observation>& seen) {
+        bool sends = false;
+        for (const Side side : Topic::kSides) {
+            if (!topic_.HasSide(side)) continue;
+            runtime::Outlet& outlet = topic_.outlet(side);
+            const std::uint64_t published = outlet.Published();
+            std::uint64_t in_flight = outlet.InFlight();
+            if (std::exchange(seen_published_[static_cast<std::size_t>(side)], published) ==
+                    published &&
+                in_flight == 0) {
+                outlet.Rest();
+                in_flight = outlet.InFlight();  // of one that entered before
+            } else {
+                sends = true;
+            }
+            if (in_flight == 0) continue;
+            sends = true;
+            seen.push_back({.what = "sends " + std::string{ToString(side)},
+                            .side = side,
+                            .text = std::to_string(in_flight) + " sends to " + outlet.link().name() +
+                                    " have not ended, and none does",
+                            .progress = std::to_string(outlet.Confirmed() + outlet.Failed())});
+        }
+        return sends;
+    }
+
+    void ObserveWalk(const View& view, const Verdict& rung, std::vector<Observation>& seen) {
+        if (move_) {
+            const auto patience = std::min<std::chrono::milliseconds>(kSilence, LongestHold());
+            seen.push_back(
+                {.what = "hold",
+                 .side = Other(move_->to),
+                 .text = "sends are held since " + TimeOfDay(move_->since) + " for " + rung.waiting_for,
+                 .progress = std::to_string(move_->since.time_since_epoch().count()),
+                 .patience = patience});
+        }
+        const WaitingCode code = rung.code;
+        if (code != WaitingCode::kAnswer && code != WaitingCode::kBacklog &&
+            code != WaitingCode::kHandled && code != WaitingCode::kHandlers) {
+            return;
+        }
+        // What arrives makes no difference, and what is handled elsewhere shows in what is left.
+        if (rung.left && left_ && *rung.left < *left_) ++less_left_;
+        left_ = rung.left;
+        std::uint64_t handled = 0;
+        for (const auto& listener : view.listeners) {
+            for (const Side side : Topic::kSides) {
+                handled += listener->dispatcher().Counts(side).processed;
+            }
+        }
+        seen.push_back({.what = "walk",
+                        .side = Other(PublishSide(view.policy)),
+                        .text = "the way from " + std::string{ToString(view.stage)} + " to " +
+                                std::string{ToString(view.policy)} + " waits for " + rung.waiting_for,
+                        .progress = std::string{ToString(view.stage)} + ' ' +
+                                    std::string{ToString(code)} + ' ' + std::to_string(less_left_) +
+                                    ' ' + std::to_string(handled)});
+    }
+
+    // A subscription that its adapter could not mend is made anew: when its handlers have settled what
+    // they have, so that nothing is handled twice, and after as long again in any case.
+    void MendSubscriptions(const View& view) {
+        const auto now = Clock::now();
+        for (const auto& listener : view.listeners) {
+            for (const Side side : Topic::kSides) {
+                const Key key{listener, side};
+                const auto still = standstills_.StillSince(DeliveryOf(*listener, side));
+                if (!still) {
+                    mended_.erase(key);
+                    continue;
+                }
+                const auto mended = mended_.find(key);
+                const auto since = mended != mended_.end() ? mended->second : *still;
+                const runtime::Intake intake = listener->dispatcher().Counts(side);
+                const bool idle = intake.outstanding == intake.held;
+                if (now - since < (idle ? 1 : 2) * backend::kStandstill) continue;
+                topic_.Log(LogLevel::kWarning, "subscribes anew for " +
+                                                   GroupInWords(listener->group()) + " on " +
+                                                   topic_.link(side).name() + ", which stands still");
+                mended_.insert_or_assign(key, now);
+                listener->Detach(side, now + kLeave);
+                topic_.JoinAgain(*listener, side);
+            }
+        }
+        std::erase_if(mended_, [](const auto& entry) { return entry.first.first->closed(); });
+    }
+
+    [[nodiscard]] Verdict SubscriptionTrouble(const View& view) const {
+        for (const auto& listener : view.listeners) {
+            for (const Side side : Topic::kSides) {
+                if (auto trouble = TroubleOf(*listener, side); !trouble.empty()) {
+                    return Verdict::Wait(WaitingCode::kSubscription, std::move(trouble));
+                }
             }
         }
         return {};
@@ -557,20 +1039,28 @@ private:
     Topic& topic_;
     Clock::time_point due_ = Clock::time_point::min();
     std::optional<Policy> last_policy_;
-    bool leaves_nothing_ = false;    // the move of publishing that is under way
-    std::optional<Side> moving_to_;  // publishing is held until the other side has confirmed
-    std::optional<Clock::time_point> asked_since_;   // whether all that was sent is handled
-    Proof proof_ = Proof::kPositions;                // of the broker that was asked last
-    std::optional<Clock::time_point> confirmed_at_;  // all that was sent, since publishing is held
+    bool leaves_nothing_ = false;                   // the move of publishing that is under way
+    std::optional<Move> move_;                      // publishing is held
+    Clock::time_point hold_again_at_{};             // sends go on until then
+    std::optional<Clock::time_point> asked_since_;  // whether all that was sent is handled
+    Proof proof_ = Proof::kPositions;               // of the broker that was asked last
     // Subscriptions that take nothing from a side any more, and have not left it.
     std::vector<std::pair<std::shared_ptr<Listener>, Side>> stopped_;
     std::array<bool, 2> compared_{};  // the limits, on the way to that side
     Clock::time_point stage_since_ = Clock::now();
     std::array<Clock::time_point, 2> not_drained_at_{};
     Clock::time_point failover_check_at_{};
-    Clock::time_point look_back_at_{};  // none: it is yet to be seen whether there is a need
-    std::map<std::pair<std::shared_ptr<Listener>, Side>, FenceWatch> fences_;  // those that are up
-    bool asked_for_older_ = false;  // a broker that no rung needs has had the time to be connected
+    Clock::time_point look_back_at_{};      // none: it is yet to be seen whether there is a need
+    std::map<Key, Fence> fences_;           // those that are up
+    std::map<Key, Narrow> narrow_;          // those that have become narrow
+    std::map<Key, Holding> holdings_;       // those that hold something
+    std::array<AnswerWatch, 2> answers_{};  // of the brokers, by side
+    std::set<std::string> warned_of_;       // groups that `groups` does not name
+    StandstillWatch standstills_;
+    std::map<Key, Clock::time_point> mended_;        // when it was made anew
+    std::array<std::uint64_t, 2> seen_published_{};  // by the last look
+    std::optional<std::uint64_t> left_;              // what the rung waited for at the last look
+    std::uint64_t less_left_ = 0;                    // how often it was less than before
     detail::Backoff backoff_{kFirstLook, kLastLook};
     detail::Backoff fence_backoff_{std::chrono::milliseconds{2}, std::chrono::milliseconds{50}};
 };

@@ -11,11 +11,13 @@
 #include <mq/runtime/sending_pool.hpp>
 #include <mq/runtime/window.hpp>
 
+#include <algorithm>
 #include <array>
 #include <atomic>
 #include <cstddef>
 #include <cstdint>
 #include <exception>
+#include <iterator>
 #include <memory>
 #include <mutex>
 #include <string>
@@ -148,8 +150,14 @@ public:
     /// Counts a send in. A sender enters before it makes sure that the outlet is still its route, and
     /// leaves where it is not: whoever changes the route and then sees nothing in flight knows that
     /// nothing will follow.
-    void Enter() noexcept { entered_.fetch_add(1); }
+    void Enter() noexcept {
+        entered_.fetch_add(1);
+        if (resting_.load() && resting_.exchange(false)) idle_.Raise();
+    }
     void Leave() noexcept { entered_.fetch_sub(1); }
+
+    /// Has the signal raised by the next send that enters.
+    void Rest() noexcept { resting_.store(true); }
 
     /// Sends, after Enter. The sending's end is reported to whoever waits for it, also where it fails
     /// here. Blocks only where the adapter does.
@@ -175,11 +183,18 @@ public:
         if (publisher_.load(std::memory_order_acquire) == nullptr) MakePublisher();
     }
 
-    /// Uses another description of the same address from the next send on.
+    /// Uses another description of the same address from the next send on. The adapter keeps the order
+    /// of what was published before and after.
     void Redirect(std::shared_ptr<const backend::Destination> destination) {
         const std::lock_guard lock{mutex_};
         destination_ = std::move(destination);
         publisher_.store(nullptr, std::memory_order_release);
+    }
+
+    /// How many publishers it keeps: one for each description that was in use.
+    [[nodiscard]] std::size_t kept() const {
+        const std::lock_guard lock{mutex_};
+        return publishers_.size();
     }
 
     /// Counts sends out. Those that left have ended here and go on elsewhere.
@@ -213,10 +228,17 @@ private:
     backend::Publisher& MakePublisher() {
         const std::lock_guard lock{mutex_};
         if (backend::Publisher* made = publisher_.load(std::memory_order_relaxed)) return *made;
-        // Earlier ones stay: a sender may still be in one of them.
-        publishers_.push_back(link_.Get().MakePublisher(destination_));
-        publisher_.store(publishers_.back().get(), std::memory_order_release);
-        return *publishers_.back();
+        // Earlier ones stay: a sender may still be in one of them. One that fits is used again.
+        auto fits = std::find_if(publishers_.begin(), publishers_.end(), [this](const auto& known) {
+            return known.first->groups == destination_->groups &&
+                   known.first->ordered == destination_->ordered;
+        });
+        if (fits == publishers_.end()) {
+            publishers_.emplace_back(destination_, link_.Get().MakePublisher(destination_));
+            fits = std::prev(publishers_.end());
+        }
+        publisher_.store(fits->second.get(), std::memory_order_release);
+        return *fits->second;
     }
 
     void Fail(std::unique_ptr<Sending> sending, const Error& error) noexcept {
@@ -230,12 +252,16 @@ private:
     detail::Wake& idle_;
     mutable std::mutex mutex_;  // guards destination_ and publishers_
     std::shared_ptr<const backend::Destination> destination_;
-    std::vector<std::unique_ptr<backend::Publisher>> publishers_;
+    // By what they were made for. One for each set of groups that the config has ever named.
+    std::vector<
+        std::pair<std::shared_ptr<const backend::Destination>, std::unique_ptr<backend::Publisher>>>
+        publishers_;
     std::atomic<backend::Publisher*> publisher_{nullptr};
     std::atomic<Clock::rep> suspect_until_{Clock::time_point::min().time_since_epoch().count()};
 
     // Written by senders and by completions: each has a cache line of its own.
     alignas(64) std::atomic<std::uint64_t> entered_{0};
+    std::atomic<bool> resting_{false};  // nobody looks after what enters until the signal is raised
     alignas(64) std::atomic<std::uint64_t> ended_{0};
     std::atomic<std::uint64_t> confirmed_{0};
     std::atomic<std::uint64_t> failed_{0};

@@ -6,6 +6,7 @@
 
 #include <mq/backend.hpp>
 #include <mq/delivery.hpp>
+#include <mq/detail/signal.hpp>
 #include <mq/detail/unique_function.hpp>
 #include <mq/runtime/dedup_window.hpp>
 #include <mq/runtime/forwarded.hpp>
@@ -13,6 +14,7 @@
 
 #include <algorithm>
 #include <array>
+#include <atomic>
 #include <chrono>
 #include <condition_variable>
 #include <cstddef>
@@ -24,9 +26,11 @@
 #include <memory>
 #include <mutex>
 #include <optional>
+#include <set>
 #include <string>
 #include <unordered_map>
 #include <utility>
+#include <vector>
 
 namespace mq::runtime {
 
@@ -38,6 +42,28 @@ struct Intake {
     std::uint64_t outstanding = 0;  ///< Received, and neither settled nor given back.
     std::uint64_t held = 0;
     backend::Clock::time_point last_arrival = {};
+};
+
+/// What has become of a message that somebody follows.
+enum class Fate : unsigned char {
+    kOpen,       ///< It is in hand.
+    kSettled,    ///< The group is done with it.
+    kGivenBack,  ///< The broker will deliver it again, to whatever member.
+};
+
+/// A message in hand that is followed to its end.
+struct Followed {
+    std::string key = {};
+    std::shared_ptr<const std::atomic<Fate>> fate = {};
+};
+
+/// A message that others of its key wait for.
+struct Blocking {
+    Side side = Side::kOld;
+    std::uint64_t arrival = 0;  ///< Which one it is, among those of its side.
+    std::string id = {};
+    unsigned attempts = 0;    ///< That have not succeeded.
+    std::size_t waiting = 0;  ///< How many wait for it.
 };
 
 /// Runs the handler of one subscription. Thread-safe. The queues hold what is outstanding, which the
@@ -75,9 +101,11 @@ public:
         if (stopped_) return false;
         SideState& state = At(side);
         item->arrival = ++state.intake.received;
+        item->tracked = tracking_;
         state.intake.last_arrival = Clock::now();
         ++state.intake.outstanding;
-        if (state.hold) {
+        List(*item);
+        if (state.hold || state.behind.contains(item->content.key)) {
             state.held.push_back(std::move(item));
             return true;
         }
@@ -102,11 +130,92 @@ public:
         Pump();
     }
 
-    /// Holds back what arrives from a side from now on, or lets go of everything that was held.
+    /// Holds back what arrives from a side from now on, or lets go of everything that was held but for
+    /// the keys of HoldKeys.
     void SetHold(Side side, bool hold) {
         const std::lock_guard lock{mutex_};
         At(side).hold = hold;
         if (!hold) ReleaseUpTo(side, At(side).intake.received);
+    }
+
+    /// Holds back what comes from a side with one of these keys, whatever SetHold says, and nothing
+    /// else that had arrived when the mark was taken; takes the place of the keys before.
+    void HoldKeys(Side side, std::set<std::string> keys, std::uint64_t mark) {
+        const std::lock_guard lock{mutex_};
+        SideState& state = At(side);
+        state.behind.swap(keys);
+        ReleaseUpTo(side, state.hold ? mark : state.intake.received);
+    }
+
+    /// How many keys of a side are held back by HoldKeys.
+    [[nodiscard]] std::size_t KeysHeld(Side side) const {
+        const std::lock_guard lock{mutex_};
+        return At(side).behind.size();
+    }
+
+    /// Whether what arrives from now on can be looked at by InHand. It costs a lock for each message.
+    void SetTracking(bool tracking) {
+        const std::lock_guard lock{mutex_};
+        tracking_ = tracking;
+    }
+
+    /// The messages of a side that are tracked and that only this subscription can have: they are
+    /// neither settled nor on their way to be, nor taken back by the broker; and no hold keeps them
+    /// from their handler. By their arrival, in ascending order.
+    [[nodiscard]] std::vector<std::uint64_t> InHand(Side side) const {
+        std::vector<std::uint64_t> arrivals;
+        const std::lock_guard lock{mutex_};
+        for (const Item* item = At(side).first; item != nullptr; item = item->next) {
+            if (IsInHand(*item)) arrivals.push_back(item->arrival);
+        }
+        return arrivals;
+    }
+
+    /// Those of `arrivals`, in ascending order, that are still in hand, to be followed. The wake of
+    /// SetWake is raised when one of them ends.
+    [[nodiscard]] std::vector<Followed> Follow(Side side, const std::vector<std::uint64_t>& arrivals) {
+        std::vector<Followed> followed;
+        const std::lock_guard lock{mutex_};
+        for (Item* item = At(side).first; item != nullptr; item = item->next) {
+            if (!IsInHand(*item)) continue;
+            if (!std::binary_search(arrivals.begin(), arrivals.end(), item->arrival)) continue;
+            if (item->fate == nullptr) item->fate = std::make_shared<std::atomic<Fate>>(Fate::kOpen);
+            followed.push_back({.key = item->content.key, .fate = item->fate});
+        }
+        return followed;
+    }
+
+    /// The messages that are with a handler, or wait for another attempt, and have others of their key
+    /// wait for them.
+    [[nodiscard]] std::vector<Blocking> Blockers() const {
+        std::vector<Blocking> blockers;
+        const std::lock_guard lock{mutex_};
+        for (const Side side : {Side::kOld, Side::kNew}) {
+            for (const Item* item = At(side).first; item != nullptr; item = item->next) {
+                if (item->place != Place::kGoing || !InLane(item->content.key)) continue;
+                const auto lane = lanes_.find(item->content.key);
+                if (lane == lanes_.end() || lane->second.empty()) continue;
+                blockers.push_back({.side = side,
+                                    .arrival = item->arrival,
+                                    .id = item->content.id,
+                                    .attempts = item->attempts,
+                                    .waiting = lane->second.size()});
+            }
+        }
+        return blockers;
+    }
+
+    /// How many messages could go to the handler, which is at work on as many as it may.
+    [[nodiscard]] std::size_t WaitingForHandlers() const {
+        const std::lock_guard lock{mutex_};
+        return runners_ >= options_.concurrency ? ready_.size() : 0;
+    }
+
+    /// What to raise when a message ends that is followed. Not used after Stop; until then it must be
+    /// there.
+    void SetWake(detail::Wake* wake) {
+        const std::lock_guard lock{mutex_};
+        wake_ = wake;
     }
 
     /// Keeps from the handler what this window knows as handled, from now on; null ends that.
@@ -175,9 +284,19 @@ public:
     /// Whether the calling thread runs this subscription's handler.
     [[nodiscard]] bool OnOwnThread() const noexcept { return current_ == this; }
 
+    /// Whether the calling thread runs a handler, of whatever subscription of this process.
+    [[nodiscard]] static bool OnHandlerThread() noexcept { return current_ != nullptr; }
+
 private:
     /// How a message leaves.
     enum class End : unsigned char { kProcessed, kDuplicate, kGivenBack };
+
+    /// Where a message is between its arrival and its end.
+    enum class Place : unsigned char {
+        kHeld,    ///< Held back: before a fence, or behind its key.
+        kInLane,  ///< Waits for an earlier one of its key.
+        kGoing,   ///< May go, is with the handler, or waits for another attempt.
+    };
 
     /// One message between arrival and settlement.
     class Item final : public detail::Settleable {
@@ -203,24 +322,26 @@ private:
             claim.Pause();
             // The message stays readable here while it is handled again elsewhere.
             auto again = std::make_unique<Item>(*this);
+            dispatcher->HandOn(*this, *again);
             dispatcher->Retry(std::move(again));
         }
 
         /// Tells the broker that the group is done with the message.
         void Settle(End end) noexcept {
+            // Before the broker is told: what may be settled already counts for nobody as in hand.
+            if (tracked) dispatcher->Untrack(*this);
             inbound->Settle();
             inbound.reset();
-            dispatcher->Finish(side, content.key, end);
+            dispatcher->Finish(*this, end);
         }
 
-        /// Takes over the duty to settle.
+        /// Takes over everything but the duty to settle, which HandOn hands on.
         explicit Item(Item& nacked)
             : dispatcher(nacked.dispatcher),
               side(nacked.side),
               arrival(nacked.arrival),
               attempts(nacked.attempts),
               claim(std::move(nacked.claim)),
-              inbound(std::move(nacked.inbound)),
               content(nacked.content) {
             content.redelivered = true;
         }
@@ -228,9 +349,15 @@ private:
         std::shared_ptr<Dispatcher> dispatcher;
         Side side;
         std::uint64_t arrival = 0;
-        unsigned attempts = 0;                      // that have not succeeded
-        DedupClaim claim;                           // ends after the inbound was given back
-        std::unique_ptr<backend::Inbound> inbound;  // null once settled
+        // The dispatcher's lock guards these, and the inbound of one that is tracked.
+        Item* previous = nullptr;
+        Item* next = nullptr;
+        Place place = Place::kHeld;
+        bool tracked = false;
+        std::shared_ptr<std::atomic<Fate>> fate = {};  // null: nobody follows it
+        unsigned attempts = 0;                         // that have not succeeded
+        DedupClaim claim;                              // ends after the inbound was given back
+        std::unique_ptr<backend::Inbound> inbound;     // null once settled
         Message content;
     };
 
@@ -243,8 +370,11 @@ private:
 
     struct SideState {
         bool hold = false;
+        std::set<std::string> behind = {};  // keys that are held back in any case
         Queue held = {};
         Intake intake = {};
+        Item* first = nullptr;  // all that is outstanding, by arrival
+        Item* last = nullptr;
     };
 
     static constexpr std::chrono::milliseconds kFirstRetry{20};
@@ -266,23 +396,53 @@ private:
     // other subscriptions.
     [[nodiscard]] std::size_t Running() const noexcept { return runners_ - starting_; }
 
+    void List(Item& item) noexcept {
+        SideState& state = At(item.side);
+        item.previous = state.last;
+        (state.last != nullptr ? state.last->next : state.first) = &item;
+        state.last = &item;
+    }
+
+    // A message ends. What it came by is destroyed later, without the lock.
+    void Unlist(Item& item, End end) noexcept {
+        SideState& state = At(item.side);
+        (item.previous != nullptr ? item.previous->next : state.first) = item.next;
+        (item.next != nullptr ? item.next->previous : state.last) = item.previous;
+        item.previous = item.next = nullptr;
+        --state.intake.outstanding;
+        if (item.fate == nullptr) return;
+        item.fate->store(end == End::kGivenBack ? Fate::kGivenBack : Fate::kSettled);
+        if (wake_ != nullptr && !stopped_) wake_->Raise();
+    }
+
+    [[nodiscard]] static bool IsInHand(const Item& item) noexcept {
+        return item.tracked && item.place != Place::kHeld && !item.inbound->Stale();
+    }
+
     void Admit(std::unique_ptr<Item> item) {
         if (InLane(item->content.key)) {
             const auto [lane, free] = lanes_.try_emplace(item->content.key);
             if (!free) {
+                item->place = Place::kInLane;
                 lane->second.push_back(std::move(item));
                 return;
             }
         }
+        item->place = Place::kGoing;
         ready_.push_back(std::move(item));
     }
 
     void ReleaseUpTo(Side side, std::uint64_t mark) {
-        Queue& held = At(side).held;
-        while (!held.empty() && held.front()->arrival <= mark) {
-            Admit(std::move(held.front()));
-            held.pop_front();
+        SideState& state = At(side);
+        Queue kept;
+        for (auto& item : state.held) {
+            if (item->arrival > mark || state.behind.contains(item->content.key)) {
+                kept.push_back(std::move(item));
+            } else {
+                Admit(std::move(item));
+            }
         }
+        state.held.swap(kept);
         Pump();
     }
 
@@ -294,6 +454,7 @@ private:
         if (lane->second.empty()) {
             lanes_.erase(lane);
         } else {
+            lane->second.front()->place = Place::kGoing;
             ready_.push_back(std::move(lane->second.front()));
             lane->second.pop_front();
         }
@@ -314,7 +475,7 @@ private:
             const auto kept = std::stable_partition(
                 queue.begin(), queue.end(), [&](const auto& item) { return !predicate(*item); });
             for (auto item = kept; item != queue.end(); ++item) {
-                --At((*item)->side).intake.outstanding;
+                Unlist(**item, End::kGivenBack);
                 dropped.items.push_back(std::move(*item));
             }
             queue.erase(kept, queue.end());
@@ -326,7 +487,7 @@ private:
         take(ready_);
         for (auto item = aside_.begin(); item != aside_.end();) {
             if (predicate(*item->second)) {
-                --At(item->second->side).intake.outstanding;
+                Unlist(*item->second, End::kGivenBack);
                 dropped.items.push_back(std::move(item->second));
                 item = aside_.erase(item);
             } else {
@@ -346,7 +507,7 @@ private:
             aside_.emplace(++last_ticket_, std::move(item));
             return last_ticket_;
         }
-        --At(item->side).intake.outstanding;
+        Unlist(*item, End::kGivenBack);
         Advance(item->content.key);
         Pump();
         quiet_.notify_all();
@@ -374,8 +535,9 @@ private:
                 dedup = dedup_;
             }
             if (item->inbound->Stale()) {
+                if (item->tracked) Untrack(*item);
                 item->inbound.reset();
-                Finish(item->side, item->content.key, End::kGivenBack);
+                Finish(*item, End::kGivenBack);
             } else if (MayHandle(item, dedup)) {
                 Handle(std::move(item));
             }
@@ -442,23 +604,43 @@ private:
         Handled::Here() = {};
     }
 
-    void Finish(Side side, const std::string& key, End end) noexcept {
+    // From now on InHand does not look at it.
+    void Untrack(Item& item) noexcept {
+        const std::lock_guard lock{mutex_};
+        item.tracked = false;
+    }
+
+    // `again` is there in the place of `nacked`, and has what it came by.
+    void HandOn(Item& nacked, Item& again) noexcept {
+        const std::lock_guard lock{mutex_};
+        SideState& state = At(nacked.side);
+        again.inbound = std::move(nacked.inbound);
+        again.previous = std::exchange(nacked.previous, nullptr);
+        again.next = std::exchange(nacked.next, nullptr);
+        (again.previous != nullptr ? again.previous->next : state.first) = &again;
+        (again.next != nullptr ? again.next->previous : state.last) = &again;
+        again.place = nacked.place;
+        again.tracked = std::exchange(nacked.tracked, false);
+        again.fate = std::move(nacked.fate);
+    }
+
+    void Finish(Item& item, End end) noexcept {
         {
             const std::lock_guard lock{mutex_};
-            Intake& intake = At(side).intake;
-            --intake.outstanding;
+            Intake& intake = At(item.side).intake;
+            Unlist(item, end);
             if (end != End::kGivenBack) ++intake.processed;
             if (end == End::kDuplicate) ++intake.duplicates;
-            Advance(key);
+            Advance(item.content.key);
             Pump();
         }
         quiet_.notify_all();
     }
 
     void Retry(std::unique_ptr<Item> item) noexcept {
+        const std::lock_guard lock{mutex_};
         const unsigned doublings = std::min(item->attempts++, 10u);
         const auto delay = std::min(kFirstRetry * (1u << doublings), kLastRetry);
-        const std::lock_guard lock{mutex_};
         const auto ticket = SetAside(item);
         if (!ticket) return;
         pool_.PostAt(Clock::now() + delay, [weak = weak_from_this(), ticket = *ticket] {
@@ -486,6 +668,8 @@ private:
     // long as one of them runs. Null once it is of no use.
     std::unique_ptr<Handler> handler_;
     bool stopped_ = false;
+    bool tracking_ = false;
+    detail::Wake* wake_ = nullptr;                  // null for none
     std::size_t runners_ = 0;                       // tasks of the pool that run, or will run, Run()
     std::size_t starting_ = 0;                      // those of them that have not begun
     Queue ready_;                                   // may go at once, in this order

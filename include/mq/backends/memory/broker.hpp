@@ -682,6 +682,7 @@ inline backend::Backlog Broker::CheckBacklog(const backend::Destination& destina
             .exact = true,
             .reason = {},
             .settled_before = SettledBefore(destination.address, group).value_or(now),
+            .complete = true,
             .known = KnowsGroup(destination.address, group)};
 }
 
