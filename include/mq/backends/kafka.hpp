@@ -24,12 +24,25 @@
 /// longer is of use to nobody, for a handler that hangs delays each rebalance by so much. Whoever
 /// closes a subscription waits for its handlers before, by the deadline of that.
 ///
+/// **Who has which partition** is shared out by cooperative-sticky where librdkafka, at run time, is
+/// 2.6.1 or newer, and else by roundrobin or range: before, the former computes for ever where members
+/// of one group have different topics. With these, all members give back all their partitions at each
+/// change of the group. A member whose group shares out otherwise joins by the group's way, so that
+/// processes can be replaced one by one; partition.assignment.strategy, where it is set, is kept.
+///
+/// **Static members.** With group.instance.id, each process needs one of its own; a further consumer of
+/// the same group in one client adds "-1", "-2" and so on. A member whose id another process takes over
+/// gives way: it is refused, says so once, and comes back when nobody has the id any more.
+///
+/// **A standstill.** A partition of this client's that gives nothing, though the broker has messages
+/// there and there is room for them, or a topic of which it has no partition although some are
+/// nobody's, is noticed and has its consumer replaced within 30 seconds; see standstill.hpp. Where that
+/// does not help, it is tried again after pauses of up to 5 minutes.
+///
 /// **Memory.** A consumer fetches ahead of its handlers up to queued.max.messages.kbytes, here 8192,
 /// for *each* topic of its group, and one fetch more, so that a slow topic holds up no other. Only a
 /// topic whose backlog is that long takes so much: 8 of them up to 128 MiB, 500 up to 8 GiB. For many
-/// such topics set consumer.queued.max.messages.kbytes lower; each gets fewer messages a second then,
-/// for librdkafka looks only now and then, after a second at the latest, whether a full queue has room
-/// again: with 1024, 3.5 MB a second were seen for one topic, and with the default some 60.
+/// such topics set consumer.queued.max.messages.kbytes lower.
 ///
 /// **Redelivered** is known only where this client has received the offset before for the group, or the
 /// sender has marked the message: Kafka itself keeps no such mark.
@@ -166,6 +179,7 @@ private:
             unverified = unverified || (tls && (is("enable.ssl.certificate.verification", "false") ||
                                                 is("ssl.endpoint.identification.algorithm", "none")));
         }
+        WarnOfAssignor();
         if (clear) {
             broker_->Log(LogLevel::kWarning,
                          "the password goes over the network in the clear: use kafkas://");
@@ -175,6 +189,18 @@ private:
                          "certificates or their names are not verified: anybody can pretend to be this "
                          "broker");
         }
+    }
+
+    void WarnOfAssignor() const {
+        const auto assignors = Handle::Effective(
+            Properties::Of(*broker_, Role::kConsumer, {{"group.id", "check"}}), Properties::kAssignors);
+        if (!NamesCooperative(assignors) || CooperativeIsSound(rd_kafka_version())) return;
+        broker_->Log(
+            LogLevel::kWarning,
+            std::string{"partition.assignment.strategy is "} + assignors + ", with which librdkafka " +
+                rd_kafka_version_str() +
+                " can hang where members of one group have different topics (mended in "
+                "2.6.1): leave it out, or have every member of a group receive the same topics");
     }
 
     void CheckAddress(const backend::Destination& destination) const {

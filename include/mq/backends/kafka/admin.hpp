@@ -5,6 +5,7 @@
 #include <mq/backend.hpp>
 #include <mq/backends/kafka/handle.hpp>
 #include <mq/backends/kafka/native.hpp>
+#include <mq/backends/kafka/questions.hpp>
 
 #include <algorithm>
 #include <array>
@@ -145,6 +146,61 @@ public:
         return groups;
     }
 
+    /// Has `question` called on a thread that is there for that, one after another; see Questions.
+    /// Thread-safe; never blocks.
+    bool AskLater(std::function<void()> question) { return questions_.Ask(std::move(question)); }
+
+    /// A partition: its topic and its number.
+    using Place = std::pair<std::string, std::int32_t>;
+
+    /// Where partitions end now; those that cannot be told are left out. With `stable` it is where a
+    /// consumer of these options ends, before a transaction that is open, say; that is asked over a
+    /// handle made for it. Thread-safe.
+    /// @throws Error where no broker can be reached.
+    std::map<Place, std::int64_t> Ends(const std::vector<Place>& places, bool stable,
+                                       Clock::time_point deadline) {
+        const auto handle = stable ? MakeStableHandle() : Connected(deadline);
+        std::map<Place, std::int64_t> ends;
+        if (places.empty() || AskEnds(*handle, places, deadline, ends)) return ends;
+        // A topic that cannot be told hides no other.
+        std::map<std::string, std::vector<Place>> by_topic;
+        for (const Place& place : places) by_topic[place.first].push_back(place);
+        for (const auto& [topic, its] : by_topic) {
+            if (by_topic.size() == 1 || Clock::now() >= deadline) break;
+            AskEnds(*handle, its, std::min(deadline, Clock::now() + kOneTopic), ends);
+        }
+        return ends;
+    }
+
+    /// What the members of a group have, and who they are.
+    struct Members {
+        std::set<Place> partitions = {};
+        std::set<std::string> instances = {};  ///< group.instance.id, of those that have one.
+        bool rebalancing = false;
+    };
+
+    /// Thread-safe.
+    /// @throws Error where the broker did not answer; kUnsupported where it cannot tell.
+    Members DescribeAll(const std::string& group, Clock::time_point deadline) {
+        const auto handle = Connected(deadline);
+        RequireGroupCalls(deadline);
+        const char* name = group.c_str();
+        const auto what = "asking for the members of group '" + group + "'";
+        const auto answer =
+            AskCoordinator(handle, RD_KAFKA_ADMIN_OP_DESCRIBECONSUMERGROUPS, deadline, what,
+                           [&](const rd_kafka_AdminOptions_t* options, rd_kafka_queue_t* queue) {
+                               rd_kafka_DescribeConsumerGroups(handle->get(), &name, 1, options, queue);
+                           });
+        std::size_t count = 0;
+        const auto* const groups = rd_kafka_DescribeConsumerGroups_result_groups(
+            rd_kafka_event_DescribeConsumerGroups_result(answer.get()), &count);
+        if (count != 1) Check(RD_KAFKA_RESP_ERR__BAD_MSG, what);
+        const auto code = rd_kafka_error_code(rd_kafka_ConsumerGroupDescription_error(groups[0]));
+        if (code == RD_KAFKA_RESP_ERR_GROUP_ID_NOT_FOUND) return {};
+        Check(code, what);
+        return MembersOf(*groups[0]);
+    }
+
     /// Which partitions of a topic the members of a group have.
     struct Membership {
         std::set<std::int32_t> partitions = {};
@@ -203,6 +259,7 @@ public:
             changed_.notify_all();
         }
         const std::lock_guard joining{join_mutex_};
+        questions_.Close();
         if (thread_.joinable()) thread_.join();
     }
 
@@ -254,6 +311,8 @@ private:
     static constexpr std::chrono::seconds kMissing{10};
     /// How long a step of Ensure may take.
     static constexpr milliseconds kPatience{3000};
+    /// How long one topic of several may take that is asked about by itself.
+    static constexpr milliseconds kOneTopic{500};
     /// From so many topics on, all topics of the cluster are asked for in one request.
     static constexpr std::size_t kManyTopics = 8;
     /// How often an unreachable cluster is tried.
@@ -450,6 +509,55 @@ private:
         return membership;
     }
 
+    static Members MembersOf(const rd_kafka_ConsumerGroupDescription_t& group) {
+        Members members;
+        const std::size_t count = rd_kafka_ConsumerGroupDescription_member_count(&group);
+        for (std::size_t i = 0; i < count; ++i) {
+            const auto* const member = rd_kafka_ConsumerGroupDescription_member(&group, i);
+            const char* const instance = rd_kafka_MemberDescription_group_instance_id(member);
+            if (instance != nullptr) members.instances.insert(instance);
+            const auto* const assignment = rd_kafka_MemberDescription_assignment(member);
+            const auto* const partitions =
+                assignment != nullptr ? rd_kafka_MemberAssignment_partitions(assignment) : nullptr;
+            for (int at = 0; partitions != nullptr && at < partitions->cnt; ++at) {
+                members.partitions.emplace(partitions->elems[at].topic,
+                                           partitions->elems[at].partition);
+            }
+        }
+        const auto state = rd_kafka_ConsumerGroupDescription_state(&group);
+        members.rebalancing = state == RD_KAFKA_CONSUMER_GROUP_STATE_PREPARING_REBALANCE ||
+                              state == RD_KAFKA_CONSUMER_GROUP_STATE_COMPLETING_REBALANCE;
+        return members;
+    }
+
+    /// Asks with the isolation level of this broker's consumers.
+    [[nodiscard]] std::shared_ptr<Handle> MakeStableHandle() const {
+        constexpr const char* kIsolation = "isolation.level";
+        const auto level = Handle::Effective(
+            Properties::Of(*broker_, Role::kConsumer, {{"group.id", "mq-admin"}}), kIsolation);
+        return std::make_shared<Handle>(broker_, Role::kAdmin,
+                                        Properties::Of(*broker_, Role::kAdmin, {{kIsolation, level}}),
+                                        nullptr);
+    }
+
+    /// Whether there was an answer at all.
+    static bool AskEnds(Handle& handle, const std::vector<Place>& places, Clock::time_point deadline,
+                        std::map<Place, std::int64_t>& ends) {
+        const auto list = MakeList(places.size());
+        for (const auto& [topic, number] : places) {
+            rd_kafka_topic_partition_list_add(list.get(), topic.c_str(), number)->offset =
+                RD_KAFKA_OFFSET_END;
+        }
+        const auto error = rd_kafka_offsets_for_times(handle.get(), list.get(), RemainingMs(deadline));
+        if (error != RD_KAFKA_RESP_ERR_NO_ERROR) return false;
+        for (int i = 0; i < list->cnt; ++i) {
+            const rd_kafka_topic_partition_t& entry = list->elems[i];
+            if (entry.err != RD_KAFKA_RESP_ERR_NO_ERROR || entry.offset < 0) continue;
+            ends[{entry.topic, entry.partition}] = entry.offset;
+        }
+        return true;
+    }
+
     void Run() {
         while (true) {
             Jobs jobs;
@@ -605,6 +713,7 @@ private:
 
     const std::shared_ptr<const Broker> broker_;
 
+    Questions questions_ = {};
     Unanswered unanswered_ = {};  // of whoever has the turn
 
     std::mutex mutex_ = {};  // guards everything below, but for joining thread_

@@ -4,9 +4,11 @@
 
 #include <mq/backend.hpp>
 #include <mq/backends/kafka/admin.hpp>
+#include <mq/backends/kafka/fetch_waker.hpp>
 #include <mq/backends/kafka/handle.hpp>
 #include <mq/backends/kafka/native.hpp>
 #include <mq/backends/kafka/record.hpp>
+#include <mq/backends/kafka/standstill.hpp>
 #include <mq/backends/kafka/stream.hpp>
 #include <mq/detail/backoff.hpp>
 #include <mq/detail/duration.hpp>
@@ -17,6 +19,8 @@
 #include <chrono>
 #include <cstddef>
 #include <cstdint>
+#include <ctime>
+#include <exception>
 #include <map>
 #include <memory>
 #include <mutex>
@@ -42,7 +46,8 @@ public:
           group_(std::move(group)),
           index_(index),
           waker_(std::make_shared<Waker>()),
-          verdicts_(std::make_shared<Verdicts>()) {}
+          verdicts_(std::make_shared<Verdicts>()),
+          findings_(std::make_shared<Findings>()) {}
 
     GroupConsumer(const GroupConsumer&) = delete;
     GroupConsumer& operator=(const GroupConsumer&) = delete;
@@ -136,12 +141,30 @@ private:
     static constexpr milliseconds kCreditPause{5};
     /// The most messages remembered of one partition behind one that is not settled.
     static constexpr std::size_t kMostRemembered = 1u << 18u;
+    /// How often it is looked whether everything goes on.
+    static constexpr milliseconds kWatchInterval{500};
+    /// How long a question of the watch may take.
+    static constexpr milliseconds kLookPatience{4000};
+    /// How long a consumer that is replaced gets for its handlers, its commit and its good-bye.
+    static constexpr milliseconds kReplacePatience{3000};
+    /// How often a member that has given way asks whether its place is free.
+    static constexpr milliseconds kPlaceInterval{10'000};
+    /// How long a position is not committed while it is asked what the group had before.
+    static constexpr milliseconds kHold{5000};
+    /// How long without a replacement until the next one is the first again.
+    static constexpr std::chrono::minutes kCalm{5};
+    /// The number that stands for all partitions of a topic together.
+    static constexpr std::int32_t kNoPartition = -1;
 
     /// A partition, and how much of its position librdkafka and the broker have.
     struct Assigned {
         std::shared_ptr<Partition> partition = {};
         std::optional<std::int64_t> stored = {};
         std::optional<std::int64_t> committed = {};
+        /// Everything below has come, or is nothing that comes; nothing before the first fetch.
+        std::optional<std::int64_t> next = {};
+        Clock::time_point hold_until = {};  ///< Not committed before.
+        DeliveryWatch watch{};
     };
 
     enum class Admission : unsigned char { kAsking, kAdmitted, kWaiting };
@@ -163,6 +186,11 @@ private:
         ErrorPtr trouble = {};
 
         std::map<std::int32_t, Assigned> assigned = {};
+        DeliveryWatch watch{};                 ///< Of having any partition.
+        std::size_t message_size = 0;          ///< On average, of those read last.
+        std::set<std::int32_t> standing = {};  ///< The partitions that stand still, or kNoPartition.
+        Clock::time_point standing_since = {};
+        std::string standstill = {};  ///< That, for a person to read.
         bool leaving = false;
         Clock::time_point leave_by = {};
     };
@@ -171,6 +199,41 @@ private:
     struct Verdicts {
         std::mutex mutex = {};  // guards answers
         std::vector<std::pair<std::string, ErrorPtr>> answers = {};
+    };
+
+    using Place = Admin::Place;
+
+    /// Where a group had been before this member began to read.
+    struct Before {
+        Place place = {};
+        std::int64_t committed = 0;
+        std::int64_t begin = 0;
+    };
+
+    /// What the watch wants to know.
+    struct Question {
+        std::vector<Place> places = {};
+        bool stable = false;                   ///< See Admin::Ends.
+        bool members = false;                  ///< Also who has which partitions,
+        std::vector<std::string> topics = {};  ///< and how many these have.
+    };
+
+    /// What it has learnt; what could not be told is missing.
+    struct Finding {
+        Clock::time_point asked = {};
+        bool stable = false;
+        std::map<Place, std::int64_t> ends = {};
+        std::optional<Admin::Members> members = {};
+        bool members_unsupported = false;
+        std::map<std::string, int> counts = {};
+    };
+
+    /// Findings on their way to the thread.
+    struct Findings {
+        std::mutex mutex = {};  // guards everything below
+        bool asking = false;
+        std::optional<Finding> finding = {};
+        std::vector<Before> before = {};
     };
 
     void Run() {
@@ -184,6 +247,7 @@ private:
             Poll();
             const bool more = ReadLanes();
             StoreWhenDue();
+            Watch();
             FinishLeaving();
             ShowStates();
             if (!more) waker_->signal.WaitChange(seen, NextWake());
@@ -279,15 +343,13 @@ private:
     // -- The handle -----------------------------------------------------------------------------
 
     bool Start() {
-        if (Clock::now() < start_at_) return false;
+        if (Clock::now() < start_at_ || !PlaceIsFree()) return false;
         try {
             std::vector<Property> required{{"group.id", group_}};
-            const auto options = Properties::FromOptions(broker_->options, Role::kConsumer);
-            const auto instance = FindProperty(options, "group.instance.id");
-            if (instance && index_ > 0) {
-                required.emplace_back("group.instance.id", *instance + "-" + std::to_string(index_));
-            }
+            if (const auto instance = Instance()) required.emplace_back(kInstanceId, *instance);
+            if (!assignors_.empty()) required.emplace_back(Properties::kAssignors, assignors_);
             const auto properties = Properties::Of(*broker_, Role::kConsumer, required);
+            fetch_waker_ = FetchWaker{properties};
             handle_ = std::make_unique<Handle>(broker_, Role::kConsumer, properties, this,
                                                [waker = waker_] { waker->signal.Raise(); });
         } catch (const Error& error) {
@@ -300,6 +362,16 @@ private:
         rd_kafka_queue_cb_event_enable(main_queue_.get(), &GroupConsumer::OnMainQueue, waker_.get());
         for (const auto& [topic, lane] : lanes_) OpenQueue(*lane);
         return true;
+    }
+
+    static constexpr const char* kInstanceId = "group.instance.id";
+
+    /// The group.instance.id of this member: each consumer of this client has one of its own.
+    [[nodiscard]] std::optional<std::string> Instance() const {
+        const auto options = Properties::FromOptions(broker_->options, Role::kConsumer);
+        auto instance = FindProperty(options, kInstanceId);
+        if (instance && index_ > 0) *instance += "-" + std::to_string(index_);
+        return instance;
     }
 
     // Called by librdkafka with locks of its own held.
@@ -328,6 +400,7 @@ private:
             CloseQueue(lane->queue);
             lane->active = false;
             lane->resume_at = Clock::time_point::max();
+            lane->watch.Progress(Clock::now());
         }
         CloseQueue(main_queue_);
         DropPostponed();
@@ -351,9 +424,7 @@ private:
     // 4312, mended in 2.3).
     [[nodiscard]] bool IsJoining() const {
         constexpr int kMended = 0x020300ff;
-        if (assigned_ || rd_kafka_version() >= kMended) return false;
-        const char* const protocol = rd_kafka_rebalance_protocol(handle_->get());
-        return protocol != nullptr && std::string_view{protocol} != "NONE";
+        return !assigned_ && rd_kafka_version() < kMended && Cooperative();
     }
 
     // Tells librdkafka the topics, whenever they have changed.
@@ -388,6 +459,21 @@ private:
             return;
         }
         subscribed_ = std::move(wanted);
+        ActivateFurther();
+    }
+
+    // A further topic of a member of the group needs no word of the group's: it begins with its
+    // earliest message, whenever the partitions are shared out anew, for which librdkafka may take a
+    // second.
+    void ActivateFurther() {
+        const auto in_group = [&](const auto& entry) {
+            return entry.second->active && subscribed_.contains(entry.first);
+        };
+        if (!std::any_of(lanes_.begin(), lanes_.end(), in_group)) return;
+        for (const std::string& topic : subscribed_) {
+            Lane* const lane = FindLane(topic.c_str());
+            if (lane != nullptr && lane->trouble == nullptr) lane->active = true;
+        }
     }
 
     void Poll() {
@@ -400,7 +486,83 @@ private:
         }
         std::array<char, 512> text{};
         const auto fatal = rd_kafka_fatal_error(handle_->get(), text.data(), text.size());
-        if (fatal != RD_KAFKA_RESP_ERR_NO_ERROR) Restart(text.data(), fatal);
+        if (fatal == RD_KAFKA_RESP_ERR_FENCED_INSTANCE_ID) {
+            GiveWay();
+        } else if (fatal != RD_KAFKA_RESP_ERR_NO_ERROR) {
+            Restart(text.data(), fatal);
+        } else if (misfit_ != nullptr) {
+            TryOtherAssignors();
+        }
+    }
+
+    // -- Places in the group --------------------------------------------------------------------
+
+    // The group shares out its partitions by a protocol that this member does not know: it has members
+    // of another version of librdkafka, or of another program. Whoever has not set the assignor joins
+    // by theirs; with neither, the error stands and both are tried by turns.
+    void TryOtherAssignors() {
+        const ErrorPtr error = std::exchange(misfit_, nullptr);
+        if (assignors_.empty()) assignors_ = PreferredAssignors(rd_kafka_version());
+        assignors_ = OtherAssignors(assignors_);
+        const bool first = std::exchange(misfits_, misfits_ + 1) == 0;
+        if (first) {
+            broker_->Log(LogLevel::kWarning,
+                         "group '" + group_ +
+                             "' has members that share out its partitions otherwise: " +
+                             "this one tries " + assignors_ + (HasHangingAssignor() ? kHanging : ""));
+        }
+        Stop();
+        if (!first) {
+            for (const auto& [topic, lane] : lanes_) lane->trouble = error;
+        }
+        start_at_ = Clock::now() + (first ? milliseconds{0} : restart_.Next());
+        resubscribe_ = true;
+    }
+
+    static constexpr const char* kHanging =
+        ", with which this version of librdkafka can hang where members have different topics: have "
+        "all "
+        "members of the group stopped at a time, or use librdkafka 2.6.1";
+
+    [[nodiscard]] bool HasHangingAssignor() const {
+        return NamesCooperative(assignors_) && !CooperativeIsSound(rd_kafka_version());
+    }
+
+    // Another consumer has joined with the group.instance.id of this one, and the group has taken that
+    // for a new start of it. Whoever came last stays: to come back would only drive the other out,
+    // again and again, and have messages handled by both.
+    void GiveWay() {
+        const std::string text =
+            "another consumer has joined with the same group.instance.id '" + Instance().value_or("") +
+            "': this one gives way, and gets nothing until the other is gone. Give "
+            "each process a group.instance.id of its own, or none";
+        const auto error = std::make_shared<Error>(
+            MakeError(*broker_, "group '" + group_ + "'", RD_KAFKA_RESP_ERR_FENCED_INSTANCE_ID, text));
+        broker_->Log(LogLevel::kError, "group '" + group_ + "': " + text);
+        Stop();
+        for (const auto& [topic, lane] : lanes_) lane->trouble = error;
+        fenced_ = true;
+        start_at_ = Clock::now() + kPlaceInterval;
+        come_back_at_ = Clock::now() + fenced_pause_.Next();
+        resubscribe_ = true;
+        TakeFinding();
+    }
+
+    // Who has given way comes back only when nobody has its group.instance.id. Where the group cannot
+    // be asked, its pauses grow.
+    bool PlaceIsFree() {
+        if (!fenced_) return true;
+        const auto now = Clock::now();
+        const auto finding = TakeFinding();
+        if (!finding) {
+            start_at_ = now + kTick;
+            Ask({.members = true});
+            return false;
+        }
+        start_at_ = now + kPlaceInterval;
+        if (finding->members_unsupported) return now >= come_back_at_;
+        return finding->members && !finding->members->rebalancing &&
+               !finding->members->instances.contains(Instance().value_or(""));
     }
 
     // Gives the handle up and makes another one after a while.
@@ -425,6 +587,12 @@ private:
         return std::make_shared<Error>(MakeError(*broker_, what, message.err, text));
     }
 
+    [[nodiscard]] bool ChoosesAssignors() const {
+        return FindProperty(Properties::FromOptions(broker_->options, Role::kConsumer),
+                            Properties::kAssignors)
+            .has_value();
+    }
+
     void OnTrouble(const rd_kafka_message_t& message) {
         const std::string text = rd_kafka_message_errstr(&message);
         const auto lane =
@@ -445,8 +613,10 @@ private:
                     lane->second->active = false;
                 }
                 break;
-            case RD_KAFKA_RESP_ERR_GROUP_AUTHORIZATION_FAILED:
             case RD_KAFKA_RESP_ERR_INCONSISTENT_GROUP_PROTOCOL:
+                if (!ChoosesAssignors()) misfit_ = error;
+                [[fallthrough]];
+            case RD_KAFKA_RESP_ERR_GROUP_AUTHORIZATION_FAILED:
                 for (const auto& [topic, any] : lanes_) {
                     any->trouble = error;
                     any->active = false;
@@ -486,7 +656,10 @@ private:
             rd_kafka_assign(handle_->get(), &partitions);
         }
         restart_.Reset();
+        fenced_ = false;
+        misfits_ = 0;
         ActivateSubscribed();
+        ForgetStanding();
     }
 
     void Report(rd_kafka_error_t* error) const {
@@ -576,7 +749,7 @@ private:
     // thread of librdkafka.
     void AwaitHandlers(const Partitions& going) const {
         const std::chrono::milliseconds patience = broker_->options.RevokeWait();
-        const auto deadline = Clock::now() + patience;
+        const auto deadline = std::min(Clock::now() + patience, closing_by_);
         bool ended = true;
         for (const auto& [lane, numbers] : going) {
             for (const std::int32_t number : numbers) {
@@ -637,8 +810,14 @@ private:
         // Less than asked for: it was empty, and what comes now announces itself.
         lane.unread = count >= 0 && static_cast<std::size_t>(count) == room;
         if (count <= 0) return lane.unread;
+        const auto taken = static_cast<std::size_t>(count);
+        std::size_t size = 0;
+        for (std::size_t i = 0; i < taken; ++i) size += batch_[i]->len + batch_[i]->key_len;
+        fetch_waker_.OnRead(handle_->get(), taken, size);
+        lane.message_size = size / taken;
+        read_at_ = Clock::now();
         lane.stream->WithReceiver([&](backend::Receiver& receiver) {
-            for (std::size_t i = 0; i < static_cast<std::size_t>(count); ++i) {
+            for (std::size_t i = 0; i < taken; ++i) {
                 const Owned<rd_kafka_message_t> message{batch_[i]};
                 Take(lane, receiver, *message);
             }
@@ -685,7 +864,9 @@ private:
         }
         const auto found = lane.assigned.find(record.partition);
         if (found == lane.assigned.end() || lane.stream->Stopped()) return;
-        if (record.err == RD_KAFKA_RESP_ERR__PARTITION_EOF) {
+        const bool end = record.err == RD_KAFKA_RESP_ERR__PARTITION_EOF;
+        NoteProgress(lane, record.partition, found->second, record.offset, end);
+        if (end) {
             if (found->second.partition->ReachEnd(record.offset)) waker_->SetDirty();
             return;
         }
@@ -694,20 +875,313 @@ private:
             Renew(lane, record.partition);
             receiver.OnStale();
             found->second.partition->Deliver(record.offset);
+            found->second.next = record.offset + 1;
         }
         lane.stream->credit().Take();
         if (!found->second.stored) waker_->SetDirty();
         auto inbound = std::make_unique<Inbound>(lane.stream, found->second.partition, record.offset);
-        const bool real = ReadRecord(record, *inbound);
+        ReadRecord(record, *inbound);
         Message& message = inbound->message;
         message.topic = lane.stream->destination().topic;
         message.redelivered =
             lane.stream->received().Again(record.partition, record.offset) || message.redelivered;
-        if (real) {
-            receiver.OnDelivery(std::move(inbound));
-        } else {
-            inbound->Settle();
+        receiver.OnDelivery(std::move(inbound));
+    }
+
+    // -- What is not there any more -------------------------------------------------------------
+
+    void NoteProgress(Lane& lane, std::int32_t number, Assigned& assigned, std::int64_t offset,
+                      bool end) {
+        assigned.watch.Progress(read_at_);
+        if (!lane.standing.empty() && lane.standing.erase(number) > 0) ShowStanding(lane);
+        if (!assigned.next) {
+            AskBefore(lane, number, assigned, offset);
+        } else if (offset > *assigned.next) {
+            const auto low = LowWatermark(lane, number).value_or(*assigned.next);
+            NoteRemoved(lane.stream->destination().address, number, *assigned.next,
+                        std::min(low, offset));
         }
+        assigned.next = offset + (end ? 0 : 1);
+    }
+
+    // As the last fetch has said it.
+    [[nodiscard]] std::optional<std::int64_t> LowWatermark(const Lane& lane,
+                                                           std::int32_t number) const {
+        std::int64_t low = RD_KAFKA_OFFSET_INVALID;
+        std::int64_t high = RD_KAFKA_OFFSET_INVALID;
+        const auto error = rd_kafka_get_watermark_offsets(
+            handle_->get(), lane.stream->destination().address.c_str(), number, &low, &high);
+        if (error != RD_KAFKA_RESP_ERR_NO_ERROR || low < 0) return std::nullopt;
+        return low;
+    }
+
+    void NoteRemoved(const std::string& topic, std::int32_t number, std::int64_t from,
+                     std::int64_t to) const {
+        if (to <= from) return;
+        const std::string count = std::to_string(to - from);
+        broker_->Log(LogLevel::kWarning,
+                     "group '" + group_ + "': up to " + count + " messages of partition " +
+                         std::to_string(number) + " of '" + topic + "' (offsets " +
+                         std::to_string(from) + " to " + std::to_string(to - 1) +
+                         ") are lost to it: the broker has removed them before they were handled, by "
+                         "retention.ms, retention.bytes or a deletion of records");
+    }
+
+    // Where the log begins is also where a group begins that had a position below: whether it had one
+    // is asked before that is overwritten.
+    void AskBefore(Lane& lane, std::int32_t number, Assigned& assigned, std::int64_t begin) {
+        if (begin <= 0 || LowWatermark(lane, number) != begin) return;
+        const std::string topic = lane.stream->destination().address;
+        const bool asked = admin_.AskLater([this_admin = &admin_, group = group_, topic, number, begin,
+                                            findings = findings_, waker = waker_] {
+            Before before{{topic, number}, begin, begin};
+            try {
+                const auto deadline = Clock::now() + kLookPatience;
+                before.committed = this_admin->Committed(group, topic, number + 1, deadline).back();
+            } catch (const std::exception&) {  // then it is not known
+            }
+            {
+                const std::lock_guard lock{findings->mutex};
+                findings->before.push_back(std::move(before));
+            }
+            waker->signal.Raise();
+        });
+        if (asked) assigned.hold_until = Clock::now() + kHold;
+    }
+
+    void TakeBefore() {
+        std::vector<Before> answers;
+        {
+            const std::lock_guard lock{findings_->mutex};
+            answers = std::move(findings_->before);
+            findings_->before.clear();
+        }
+        for (const auto& [place, committed, begin] : answers) {
+            if (committed >= 0) NoteRemoved(place.first, place.second, committed, begin);
+            Lane* const lane = FindLane(place.first.c_str());
+            if (lane == nullptr) continue;
+            const auto assigned = lane->assigned.find(place.second);
+            if (assigned != lane->assigned.end()) assigned->second.hold_until = {};
+            waker_->SetDirty();
+        }
+    }
+
+    // -- Whether everything goes on -------------------------------------------------------------
+
+    void Watch() {
+        TakeBefore();
+        const auto now = Clock::now();
+        if (now < watch_at_) return;
+        const bool late =
+            now > watch_at_ + kTick * 3;  // this thread was held up, which is nobody's fault
+        watch_at_ = now + kWatchInterval;
+        for (const auto& [topic, lane] : lanes_) Excuse(*lane, now, late);
+        // A member that has given way has questions of its own.
+        if (fenced_) return;
+        if (const auto finding = TakeFinding()) Judge(*finding);
+        Look(now);
+    }
+
+    // While nothing can come, nothing stands still.
+    void Excuse(Lane& lane, Clock::time_point now, bool late) {
+        const bool waits = !late && handle_ != nullptr && handle_->connectivity().AnyUp() &&
+                           (lane.trouble == nullptr || !IsRefusal(*lane.trouble)) && !lane.leaving &&
+                           subscribed_.contains(lane.stream->destination().address);
+        if (!waits || !lane.assigned.empty()) lane.watch.Progress(now);
+        if (waits && lane.stream->credit().Available() > 0 && !lane.stream->Stopped() &&
+            !TooFarAhead(lane) &&
+            !fetch_waker_.MayBeFull(rd_kafka_queue_length(lane.queue.get()), lane.message_size)) {
+            return;
+        }
+        for (auto& [number, assigned] : lane.assigned) assigned.watch.Progress(now);
+    }
+
+    /// Asks where those end that have been quiet for a while, and who has the partitions of a topic of
+    /// which this member has none.
+    void Look(Clock::time_point now) {
+        if (now < look_at_) return;
+        Question question;
+        question.stable = std::exchange(ask_stable_, false);
+        for (const auto& [topic, lane] : lanes_) {
+            for (const auto& [number, assigned] : lane->assigned) {
+                if (assigned.watch.Due(now)) question.places.emplace_back(topic, number);
+            }
+            if (lane->assigned.empty() && lane->watch.Due(now)) question.topics.push_back(topic);
+        }
+        question.members = !question.topics.empty();
+        if (question.places.empty() && !question.members) return;
+        if (Ask(std::move(question))) look_at_ = now + DeliveryWatch::kAskAgain;
+    }
+
+    bool Ask(Question question) {
+        {
+            const std::lock_guard lock{findings_->mutex};
+            if (findings_->asking) return false;
+            findings_->asking = true;
+        }
+        const bool asked =
+            admin_.AskLater([this_admin = &admin_, group = group_, question = std::move(question),
+                             findings = findings_, waker = waker_] {
+                Finding finding = FindOut(*this_admin, group, question);
+                {
+                    const std::lock_guard lock{findings->mutex};
+                    findings->finding = std::move(finding);
+                    findings->asking = false;
+                }
+                waker->signal.Raise();
+            });
+        if (!asked) {
+            const std::lock_guard lock{findings_->mutex};
+            findings_->asking = false;
+        }
+        return asked;
+    }
+
+    static Finding FindOut(Admin& admin, const std::string& group, const Question& question) {
+        Finding finding;
+        finding.asked = Clock::now();
+        finding.stable = question.stable;
+        const auto deadline = Clock::now() + kLookPatience;
+        try {
+            if (!question.places.empty()) {
+                finding.ends = admin.Ends(question.places, question.stable, deadline);
+            }
+            for (const std::string& topic : question.topics) {
+                const auto count = admin.PartitionCount(topic, deadline, kLookPatience);
+                if (count) finding.counts[topic] = *count;
+            }
+            if (question.members) finding.members = admin.DescribeAll(group, deadline);
+        } catch (const Error& error) {
+            finding.members_unsupported = error.code() == ErrorCode::kUnsupported;
+        } catch (const std::exception&) {  // what is not known is not there
+        }
+        return finding;
+    }
+
+    std::optional<Finding> TakeFinding() {
+        const std::lock_guard lock{findings_->mutex};
+        return std::exchange(findings_->finding, std::nullopt);
+    }
+
+    void Judge(const Finding& finding) {
+        bool standing = false;
+        bool sure = finding.stable;
+        for (const auto& [topic, lane] : lanes_) {
+            for (auto& [number, assigned] : lane->assigned) {
+                const auto end = finding.ends.find({topic, number});
+                if (end == finding.ends.end()) continue;
+                assigned.watch.Answer(finding.asked, assigned.next, end->second);
+                if (!assigned.watch.StandsStill()) continue;
+                standing = true;
+                sure = sure || !assigned.next;
+            }
+            if (lane->assigned.empty() && finding.members) {
+                lane->watch.Answer(finding.asked, Unserved(*finding.members, topic, finding.counts), 1);
+                standing = standing || lane->watch.StandsStill();
+                sure = sure || lane->watch.StandsStill();
+            }
+        }
+        if (!standing) return;
+        if (sure) return Mend();
+        // The end may lie behind a transaction that is open.
+        ask_stable_ = true;
+        look_at_ = {};
+    }
+
+    /// For DeliveryWatch::Answer: 1 where the group is at rest and has given somebody every partition.
+    static std::optional<std::int64_t> Unserved(const Admin::Members& members, const std::string& topic,
+                                                const std::map<std::string, int>& counts) {
+        const auto count = counts.find(topic);
+        if (members.rebalancing || count == counts.end()) return 1;
+        for (std::int32_t number = 0; number < count->second; ++number) {
+            if (!members.partitions.contains({topic, number})) return std::nullopt;
+        }
+        return 1;
+    }
+
+    // Another consumer begins where this one has come to; what holds it up stays behind. Where that
+    // does not help, there is more and more time between one and the next.
+    void Mend() {
+        const auto now = Clock::now();
+        std::string what;
+        for (const auto& [topic, lane] : lanes_) {
+            if (!NoteStanding(*lane)) continue;
+            ShowStanding(*lane);
+            if (!what.empty()) what += "; ";
+            what += lane->standstill;
+        }
+        if (what.empty() || now < mend_at_) return;
+        if (now - mend_at_ > kCalm) mend_pause_.Reset();
+        mend_at_ = now + mend_pause_.Next();
+        what += ": its consumer is replaced";
+        broker_->Log(LogLevel::kWarning, what);
+        Replace(what);
+    }
+
+    // Whether something of the topic stands still.
+    static bool NoteStanding(Lane& lane) {
+        bool any = false;
+        const auto note = [&](std::int32_t number, const DeliveryWatch& watch) {
+            if (!watch.StandsStill()) return;
+            any = true;
+            if (lane.standing.empty()) lane.standing_since = watch.since();
+            lane.standing.insert(number);
+        };
+        for (const auto& [number, assigned] : lane.assigned) note(number, assigned.watch);
+        if (lane.assigned.empty()) note(kNoPartition, lane.watch);
+        return any;
+    }
+
+    void ShowStanding(Lane& lane) const {
+        lane.standstill.clear();
+        if (lane.standing.empty()) return;
+        const std::string topic = "'" + lane.stream->destination().address + "'";
+        std::string what = "this member has no partition of " + topic + ", of which nobody has some";
+        if (!lane.standing.contains(kNoPartition)) {
+            const bool one = lane.standing.size() == 1;
+            what = one ? "partition " : "partitions ";
+            for (const std::int32_t number : lane.standing) {
+                if (number != *lane.standing.begin()) what += ", ";
+                what += std::to_string(number);
+            }
+            what += " of " + topic + (one ? " gives" : " give") +
+                    " nothing, though the broker has messages there";
+        }
+        lane.standstill = "group '" + group_ + "': " + what + ", since " + InUtc(lane.standing_since);
+    }
+
+    // The partitions that stood still and are with others now, or one that has come.
+    void ForgetStanding() {
+        for (const auto& [topic, lane] : lanes_) {
+            if (lane->standing.empty()) continue;
+            const bool some = !lane->assigned.empty();
+            std::erase_if(lane->standing, [&, &mine = lane->assigned](std::int32_t number) {
+                return number == kNoPartition ? some : !mine.contains(number);
+            });
+            ShowStanding(*lane);
+        }
+    }
+
+    static std::string InUtc(Clock::time_point moment) {
+        const auto ago = std::chrono::duration_cast<std::chrono::seconds>(Clock::now() - moment);
+        const std::time_t time =
+            std::chrono::system_clock::to_time_t(std::chrono::system_clock::now() - ago);
+        std::tm parts{};
+        gmtime_r(&time, &parts);
+        std::array<char, 32> text{};
+        std::strftime(text.data(), text.size(), "%H:%M:%S UTC", &parts);
+        return text.data();
+    }
+
+    void Replace(const std::string& reason) {
+        closing_by_ = Clock::now() + kReplacePatience;
+        if (CanCommit()) LeaveGroup();
+        closing_by_ = Clock::time_point::max();
+        Stop();
+        const auto error = std::make_shared<Error>(ErrorCode::kUnavailable, broker_->Text(reason));
+        for (const auto& [topic, lane] : lanes_) lane->trouble = error;
+        start_at_ = Clock::now();
+        resubscribe_ = true;
     }
 
     // -- Positions ------------------------------------------------------------------------------
@@ -731,6 +1205,10 @@ private:
         const auto list = MakeList();
         for (const auto& [topic, lane] : lanes_) {
             for (const auto& [number, assigned] : lane->assigned) {
+                if (now < assigned.hold_until) {
+                    waker_->dirty.store(true);
+                    continue;
+                }
                 AddPosition(*list, assigned, assigned.stored);
             }
         }
@@ -878,13 +1356,17 @@ private:
             if (lane->leaving) continue;
             if (lane->trouble != nullptr) {
                 const bool refused = IsRefusal(*lane->trouble);
-                lane->stream->SetState(refused ? Phase::kRefused : Phase::kRetrying, lane->trouble);
+                lane->stream->SetState(refused ? Phase::kRefused : Phase::kRetrying, lane->trouble,
+                                       lane->standstill);
             } else if (down != nullptr) {
-                lane->stream->SetState(Phase::kRetrying, down);
+                lane->stream->SetState(Phase::kRetrying, down, lane->standstill);
             } else if (lane->active) {
-                lane->stream->SetState(Phase::kActive);
+                lane->stream->SetState(Phase::kActive, {}, lane->standstill);
             } else if (lane->stream->State().phase == Phase::kActive) {
-                lane->stream->SetState(Phase::kRetrying, Expelled());
+                lane->stream->SetState(Phase::kRetrying, Expelled(), lane->standstill);
+            } else {
+                const auto state = lane->stream->State();
+                lane->stream->SetState(state.phase, state.error, lane->standstill);
             }
         }
     }
@@ -914,6 +1396,7 @@ private:
     const std::size_t index_;
     const std::shared_ptr<Waker> waker_;
     const std::shared_ptr<Verdicts> verdicts_;
+    const std::shared_ptr<Findings> findings_;
 
     // Of the thread alone:
     std::map<std::string, std::unique_ptr<Lane>> lanes_ = {};
@@ -926,6 +1409,19 @@ private:
     Clock::time_point gather_until_ = Clock::time_point::max();
     Clock::time_point start_at_ = {};
     mq::detail::Backoff restart_{milliseconds{500}, milliseconds{10'000}};
+    FetchWaker fetch_waker_ = {};
+    Clock::time_point read_at_ = {};  // the batch that is being taken
+    std::string assignors_ = {};      // other ones than are preferred; see TryOtherAssignors
+    ErrorPtr misfit_ = {};            // the group does not know them
+    int misfits_ = 0;                 // how often, one after another
+    bool fenced_ = false;             // it has given way, and is not back
+    mq::detail::Backoff fenced_pause_{milliseconds{15'000}, milliseconds{600'000}};
+    Clock::time_point come_back_at_ = {};
+    Clock::time_point watch_at_ = {};
+    Clock::time_point look_at_ = {};
+    bool ask_stable_ = false;
+    Clock::time_point mend_at_ = {};
+    mq::detail::Backoff mend_pause_{milliseconds{20'000}, milliseconds{300'000}};
     LogThrottle log_throttle_ = {};
     bool been_up_ = false;
     Clock::time_point store_at_ = {};

@@ -3,7 +3,9 @@
 #pragma once
 
 #include <mq/backend.hpp>
+#include <mq/backends/kafka/assignors.hpp>
 #include <mq/backends/kafka/connectivity.hpp>
+#include <mq/backends/kafka/fetch_waker.hpp>
 #include <mq/backends/kafka/native.hpp>
 #include <mq/backends/kafka/options.hpp>
 #include <mq/backends/kafka/redaction.hpp>
@@ -44,6 +46,8 @@ enum class Role : unsigned char { kProducer, kConsumer, kAdmin };
 /// URL and the options say, and what the adapter must have.
 class Properties {
 public:
+    static constexpr const char* kAssignors = "partition.assignment.strategy";
+
     static std::vector<Property> Of(const Broker& broker, Role role,
                                     const std::vector<Property>& required = {}) {
         std::vector<Property> all = Preferred(broker, role);
@@ -78,7 +82,7 @@ private:
         }
         if (role == Role::kConsumer) {
             Append(all, {{"auto.offset.reset", "earliest"},
-                         {"partition.assignment.strategy", "cooperative-sticky"},
+                         {kAssignors, std::string{PreferredAssignors(rd_kafka_version())}},
                          {"auto.commit.interval.ms", "500"},
                          // A member that died without leaving keeps its partitions for so long.
                          {"session.timeout.ms", "15000"},
@@ -86,8 +90,13 @@ private:
                          {"socket.timeout.ms", "15000"},
                          {"heartbeat.interval.ms", "1000"},
                          {"fetch.error.backoff.ms", "100"},
+                         // So long a partition that is added to a topic is nobody's.
+                         {"topic.metadata.refresh.interval.ms", "10000"},
                          // For each topic: kafka.hpp says what that makes.
                          {"queued.max.messages.kbytes", "8192"}});
+            if (FetchWaker::LibraryLooksItself()) {
+                Append(all, {{FetchWaker::kProperty, "5"}});
+            }
         }
         return all;
     }

@@ -18,9 +18,9 @@ inline constexpr std::string_view kContentTypeHeader = "mq-content-type";
 inline constexpr std::string_view kCorrelationIdHeader = "mq-correlation-id";
 inline constexpr std::string_view kReplyToHeader = "mq-reply-to";
 inline constexpr std::string_view kPossibleDuplicateHeader = "mq-possible-duplicate";
-/// Marks a message that only tests the way: it is settled and not handed over.
-inline constexpr std::string_view kProbeHeader = "mq-probe";
 inline constexpr std::string_view kSenderHeader = "mq-sender";
+/// No message of a user's has such a header. What this version knows nothing of is left out: it may be
+/// a later one's, or, as RabbitMQ's mq-probe, of no meaning here.
 inline constexpr std::string_view kReservedPrefix = "mq-";
 
 /// Headers as librdkafka wants them: the message's own, then what Kafka has no field for.
@@ -47,8 +47,8 @@ inline Owned<rd_kafka_headers_t> MakeHeaders(const backend::Publication& publica
     return headers;
 }
 
-/// Sorts one received header. False where the message is only a probe.
-inline bool TakeHeader(backend::Inbound& inbound, std::string_view name, std::string_view value) {
+/// Sorts one received header.
+inline void TakeHeader(backend::Inbound& inbound, std::string_view name, std::string_view value) {
     Message& message = inbound.message;
     if (!name.starts_with(kReservedPrefix)) {
         message.headers.emplace_back(name, value);
@@ -64,14 +64,11 @@ inline bool TakeHeader(backend::Inbound& inbound, std::string_view name, std::st
         message.redelivered = true;
     } else if (name == kSenderHeader) {
         inbound.sender = value;
-    } else if (name == kProbeHeader) {
-        return false;
     }
-    return true;
 }
 
-/// Fills in what a record says. False where it is only a probe.
-inline bool ReadRecord(const rd_kafka_message_t& record, backend::Inbound& inbound) {
+/// Fills in what a record says.
+inline void ReadRecord(const rd_kafka_message_t& record, backend::Inbound& inbound) {
     Message& message = inbound.message;
     if (record.payload != nullptr) {
         message.body.assign(static_cast<const char*>(record.payload), record.len);
@@ -85,8 +82,7 @@ inline bool ReadRecord(const rd_kafka_message_t& record, backend::Inbound& inbou
         message.timestamp = std::chrono::system_clock::time_point{milliseconds{timestamp}};
     }
     rd_kafka_headers_t* headers = nullptr;
-    if (rd_kafka_message_headers(&record, &headers) != RD_KAFKA_RESP_ERR_NO_ERROR) return true;
-    bool real = true;
+    if (rd_kafka_message_headers(&record, &headers) != RD_KAFKA_RESP_ERR_NO_ERROR) return;
     const char* name = nullptr;
     const void* value = nullptr;
     std::size_t size = 0;
@@ -95,9 +91,8 @@ inline bool ReadRecord(const rd_kafka_message_t& record, backend::Inbound& inbou
         const std::string_view text = value != nullptr
                                           ? std::string_view{static_cast<const char*>(value), size}
                                           : std::string_view{};
-        real = TakeHeader(inbound, name, text) && real;
+        TakeHeader(inbound, name, text);
     }
-    return real;
 }
 
 }  // namespace mq::kafka::detail

@@ -15,6 +15,7 @@
 #include <map>
 #include <memory>
 #include <mutex>
+#include <string>
 #include <thread>
 #include <utility>
 
@@ -91,13 +92,13 @@ public:
     }
 
     /// For the thread of the consumer.
-    void SetState(Phase phase, ErrorPtr error = {}) {
+    void SetState(Phase phase, ErrorPtr error = {}, const std::string& standstill = {}) {
         {
             const std::lock_guard lock{mutex_};
             const bool same_error = (error == nullptr) == (state_.error == nullptr) &&
                                     (error == nullptr || error->code() == state_.error->code());
-            if (state_.phase == phase && same_error) return;
-            state_ = {phase, std::move(error)};
+            if (state_.phase == phase && same_error && state_.standstill == standstill) return;
+            state_ = {phase, std::move(error), standstill};
         }
         WithReceiver([](backend::Receiver& receiver) { receiver.OnStateChange(); });
     }
