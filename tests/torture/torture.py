@@ -74,7 +74,8 @@ class Run:
         self._random = random.Random()
         self._lost = []
         self._in_vain = 0
-        self.faults = []  # (kind, place, begin, end), times in nanoseconds
+        self._done = collections.Counter()  # what has happened, by kind
+        self.faults = []  # what explains a repeat: (kind, place, begin, end), times in nanoseconds
         self._told = {}  # by service: a rung
         self._rung = 0
 
@@ -265,6 +266,7 @@ class Run:
                   (f" {event.detail}" if event.detail else ""))
         places = await getattr(self, "_" + event.kind.replace("-", "_"))(event)
         self.note(f"   {event.kind} {event.target} is over")
+        self._done[event.kind] += 1
         for place in places:
             self.faults.append((event.kind, place, begin, time.monotonic_ns()))
 
@@ -448,8 +450,6 @@ class Run:
         self.books.poll()
         verdict = self.books.verdict()
         self._read_logs()
-        kinds = collections.Counter(kind for kind, *_ in dict.fromkeys(
-            (kind, begin) for kind, _, begin, _ in self.faults))
         unexplained = [repeat for repeat in verdict.repeats if not self.explained(*repeat)]
         crossed = sum(first.side != again.side for _, _, first, again in verdict.repeats)
         crashes = sum(process.crashes for process in self.processes.values())
@@ -471,7 +471,7 @@ class Run:
         examples("unexplained repeat", [" ".join(map(str, repeat)) for repeat in unexplained])
         examples("seen twice with dedup", [" ".join(map(str, repeat)) for repeat in verdict.seen_twice])
         examples("corrupt", self.books.corrupt)
-        print("faults: " + (", ".join(f"{kind} {count}" for kind, count in sorted(kinds.items())) or "none"))
+        print("faults: " + (", ".join(f"{kind} {count}" for kind, count in sorted(self._done.items())) or "none"))
         print(f"messages: confirmed {verdict.sent}, unknown {verdict.unknown}, not sent {verdict.refused}; "
               f"handled {verdict.handlings}; corrupt {verdict.corrupt}; handled though not sent "
               f"{len(verdict.phantoms)}; crashes {crashes}")
