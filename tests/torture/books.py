@@ -1,14 +1,20 @@
 """The books of a run: what the services have written down, read while they go on writing.
 
-service.cpp says how a line looks. A message is named PRODUCER.INCARNATION:SEQUENCE.
+service.cpp says how a line looks. A message is named PRODUCER.INCARNATION/LANE:SEQUENCE.
 """
 
 import collections
 import dataclasses
+import heapq
 import pathlib
 
 
-@dataclasses.dataclass(frozen=True)
+def topic_of(message):
+    """The topic of a message, which its id says: what handlers send has a lane of its own."""
+    return message.split("/")[1].split(":")[0].rstrip("+")
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
 class Handled:
     """A message was handled."""
     time: int
@@ -40,23 +46,29 @@ class Verdict:
     repeats: list = dataclasses.field(default_factory=list)    # (group, id, first, again)
     seen_twice: list = dataclasses.field(default_factory=list)  # the same, by one process with dedup on
     reordered: list = dataclasses.field(default_factory=list)  # (group, key, id, after)
+    forgiven: int = 0    # confirmed and gone with a topic that was deleted
     late: int = 0        # the same of sends that were not confirmed: no order is promised for them
 
 
 class Books:
-    """Reads every file of a folder from where it stopped reading."""
+    """Reads every file of a folder from where it stopped reading.
 
-    def __init__(self, folder, group_of, with_dedup):
+    `groups_of` says by topic which groups there are, `had_dedup(service, begin, end)` whether a service has
+    had dedup on all that time, and `is_forgiven(topic, time)` whether what was confirmed then may be gone.
+    """
+
+    def __init__(self, folder, groups_of, had_dedup, is_forgiven):
         self._folder = pathlib.Path(folder)
-        self._with_dedup = with_dedup  # names of services
-        self._group_of = group_of  # by the name of a service
+        self._groups_of = groups_of
+        self._had_dedup = had_dedup
+        self._is_forgiven = is_forgiven
         self._read = {}            # by file: bytes
         self.confirmed = {}        # by id: (time, key)
         self.failed = {}           # by id: (time, key, U or N, code)
-        self.handled = {group: collections.defaultdict(list) for group in set(group_of.values())}
+        self.handled = {group: collections.defaultdict(list) for groups in groups_of.values() for group in groups}
         self.keys = {}             # by id, of what was handled
         self.waits = {group: set() for group in self.handled}  # confirmed, and not handled
-        self.status = collections.defaultdict(Status)          # by NAME.INCARNATION
+        self.status = collections.defaultdict(Status)          # by (NAME.INCARNATION, topic)
         self.phases = collections.defaultdict(set)             # by NAME.INCARNATION
         self.corrupt = []
 
@@ -79,35 +91,80 @@ class Books:
         if kind == "H":
             self._enter_handled(service, time, *words[2:])
         elif kind == "C":
-            message = f"{service}:{words[2]}"
+            message = words[2]
             self.confirmed[message] = (time, words[3])
-            for group, handled in self.handled.items():
-                if message not in handled:
+            for group in self._groups_of[topic_of(message)]:
+                if message not in self.handled[group]:
                     self.waits[group].add(message)
         elif kind in "UN":
-            self.failed[f"{service}:{words[2]}"] = (time, words[3], kind, words[4])
+            self.failed[words[2]] = (time, words[3], kind, words[4])
         elif kind == "S":
-            self.status[service] = Status(time, words[2], words[3])
+            self.status[service, words[2]] = Status(time, words[3], words[4])
         elif kind == "P":
             self.phases[service].add(words[2])
         elif kind == "B":
             self.corrupt.append((service, words[2]))
 
-    def _enter_handled(self, service, time, message, key, side, marked, sent):
-        group = self._group_of[service.split(".")[0]]
+    def _enter_handled(self, service, time, group, message, key, side, marked, sent):
         self.handled[group][message].append(Handled(time, service, side, marked == "1", int(sent)))
         self.keys[message] = key
         self.waits[group].discard(message)
 
     def waiting(self):
         """What was confirmed and some group has not handled, as (group, id)."""
-        return {(group, message) for group, messages in self.waits.items() for message in messages}
+        return {(group, message) for group, messages in self.waits.items() for message in messages
+                if not self._is_forgiven(topic_of(message), self.confirmed[message][0])}
+
+    def silences(self, discount):
+        """For each group and key, and for each producer, the longest time in which it stood still, in
+        nanoseconds, with when that ended. A group stands still where messages of a key were confirmed and
+        it handles none of them, a producer where no send is confirmed. `discount(begin, end)` is how much
+        of a time does not count."""
+        found = {}
+
+        def note(who, begin, end):
+            length = end - begin - discount(begin, end)
+            if length > found.get(who, (0, 0))[0]:
+                found[who] = (length, end)
+
+        for group, handled in self.handled.items():
+            lanes = collections.defaultdict(list)
+            for message, times in handled.items():
+                lanes[self.keys[message]].append((min(one.time for one in times), message))
+            for key, lane in lanes.items():
+                self._note_lane(lane, lambda begin, end, who=f"{group} {key}": note(who, begin, end))
+        sends = collections.defaultdict(list)
+        for message, (time, _) in self.confirmed.items():
+            if "+" not in message and topic_of(message) == "orders":
+                sends[message.split("/")[0]].append(time)
+        for producer, times in sends.items():
+            times.sort()
+            for begin, end in zip(times, times[1:]):
+                note(producer, begin, end)
+        return found
+
+    # A message waits from its confirm on; what counts of that is the time since the last one was handled.
+    def _note_lane(self, lane, note):
+        lane.sort()
+        waiting, confirmed, last = [], sorted(
+            (self.confirmed[message][0], time) for time, message in lane if message in self.confirmed), 0
+        entered = 0
+        for time, _ in lane:
+            while entered < len(confirmed) and confirmed[entered][0] < time:
+                heapq.heappush(waiting, confirmed[entered])
+                entered += 1
+            while waiting and waiting[0][1] < time:
+                heapq.heappop(waiting)
+            if waiting:
+                note(max(last, waiting[0][0]), time)
+            last = time
 
     def verdict(self):
         """The audit. Ids and sequences are compared, never totals."""
         verdict = Verdict(sent=len(self.confirmed), corrupt=len(self.corrupt))
         verdict.lost = sorted(self.waiting())
         verdict.processed = verdict.sent - len({message for _, message in verdict.lost})
+        verdict.forgiven = sum(map(len, self.waits.values())) - len(verdict.lost)
         kinds = collections.Counter(kind for _, _, kind, _ in self.failed.values())
         verdict.unknown, verdict.refused = kinds["U"], kinds["N"]
         for group, handled in sorted(self.handled.items()):
@@ -130,7 +187,7 @@ class Books:
         first = {}
         for one in times:
             earlier = first.setdefault(one.service, one)
-            if earlier is not one and one.service.split(".")[0] in self._with_dedup:
+            if earlier is not one and self._had_dedup(one.service.split(".")[0], earlier.time, one.time):
                 yield group, message, earlier, one
 
     # What a group has handled of one key of one producer, in the order of the first handlings.

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import time
 
+import admin
 import plan
 from proxy import Proxy
 
@@ -16,7 +17,8 @@ ADDRESS = "torture"
 _DEATH_SIGNAL = 1  # PR_SET_PDEATHSIG of prctl(2)
 
 
-def _die_with_parent():
+def die_with_parent():
+    """For a child, before its program begins."""
     ctypes.CDLL(None).prctl(_DEATH_SIGNAL, signal.SIGKILL)
 
 
@@ -27,6 +29,7 @@ class Broker:
         self.side, self.kind, self.folder = side, kind, pathlib.Path(folder)
         self._script = str(pathlib.Path(scripts) / f"{kind}.sh")
         self._url = (self.folder / "url").read_text().strip()
+        self.admin = admin.of(kind, self.folder, self._url)
         self.proxy = Proxy(int(self._port(self._url)))
         self.process = asyncio.Lock()  # one thing at a time happens to it
         self.url = ""
@@ -62,6 +65,11 @@ class Process:
         self.service, self.name = service, service.name
         self._settings, self._run = settings, run
         self._config = run.folder / f"{service.name}.toml"
+        self._mood = run.folder / f"{service.name}.mood"
+        self._moods = {}
+        self._rung = plan.RUNGS[0]
+        self._groups, self._quiet = run.script.groups, run.script.quiet
+        self._single = False
         self._incarnation = -1
         self._process = None
         self._expected = False  # its end
@@ -79,7 +87,46 @@ class Process:
         return self._process is not None and self._process.returncode is None
 
     def tell(self, rung):
-        """Replaces the config file in one go, as an editor does."""
+        """Has the config say another rung."""
+        self._rung = rung
+        self._write()
+
+    def change(self, detail):
+        """Has the config say something else of the orders: "groups A B", "quiet SECONDS", "dedup TIME"."""
+        what, *words = detail.split()
+        if what == "groups":
+            self._groups = words
+        elif what == "quiet":
+            self._quiet = float(words[0])
+        else:
+            self._settings = self._settings | {"dedup": words[0]}
+        self._write()
+
+    def stay(self):
+        """Has the config say that the topics have one broker, the new one."""
+        self._single = True
+        self._write()
+
+    def mood(self, word, number):
+        """Has the service behave like that; 0: no longer."""
+        self._moods[word] = number
+        draft = self._mood.with_suffix(".mood-draft")
+        draft.write_text("".join(f"{word} {number}\n" for word, number in self._moods.items() if number))
+        draft.rename(self._mood)
+
+    def _topic(self, topic, groups):
+        run = self._run
+        if self._single:
+            return [f"[topics.{topic}]", 'broker = "new"', f'address = "{ADDRESS}-{topic}"',
+                    f'order = "{run.script.asked.order}"']
+        return [f"[topics.{topic}]", 'old = "old"', 'new = "new"', f'policy = "{self._rung}"',
+                 "groups = [" + ", ".join(f'"{group}"' for group in groups) + "]",
+                 f'address = {{ old = "{ADDRESS}-{topic}", new = "{ADDRESS}-{topic}" }}',
+                 f'order = "{run.script.asked.order}"', f'quiet = "{round(self._quiet * 1000)}ms"',
+                 f"failover = {str(run.script.failover).lower()}"]
+
+    # Replaces the file in one go, as an editor does.
+    def _write(self):
         settings, run = self._settings, self._run
         lines = ["[client]", f'send_timeout = "{settings["send_timeout"]}"', 'subscribe_timeout = "5s"',
                  f'max_in_flight_bytes = {settings["max_in_flight_bytes"]}',
@@ -87,11 +134,10 @@ class Process:
         for side, broker in run.brokers.items():
             option = '"session.timeout.ms" = 8000' if broker.kind == "kafka" else 'heartbeat = "4s"'
             lines += [f"[brokers.{side}]", f'url = "{broker.url}"', f"options = {{ {option} }}"]
-        lines += ["[topics.orders]", 'old = "old"', 'new = "new"', f'policy = "{rung}"',
-                  "groups = [" + ", ".join(f'"{group}"' for group in plan.GROUPS) + "]",
-                  f'address = {{ old = "{ADDRESS}", new = "{ADDRESS}" }}',
-                  f'order = "{run.script.asked.order}"', f'quiet = "{round(run.script.quiet * 1000)}ms"',
-                  f"failover = {str(run.script.failover).lower()}"]
+        lines += [f"[topics.{plan.SCRATCH}]", f'broker = "{run.script.scratch}"',
+                  f'address = "{ADDRESS}-{plan.SCRATCH}"']
+        lines += self._topic(plan.RECEIPTS, plan.GROUPS_OF[plan.RECEIPTS])
+        lines += self._topic(plan.ORDERS, self._groups)
         if settings.get("dedup", "off") != "off":
             lines.append(f'dedup = "{settings["dedup"]}"')
         draft = self._config.with_suffix(".draft")
@@ -103,16 +149,25 @@ class Process:
         self._incarnation += 1
         books = self._run.folder / self.title
         command = [self._run.program, "--name", self.title, "--config", str(self._config),
-                   "--books", str(books), "--concurrency", str(self._settings["concurrency"])]
+                   "--books", str(books), "--concurrency", str(self._settings["concurrency"]),
+                   "--mood", str(self._mood)]
+        for topic in plan.WALKING:
+            command += ["--topic", topic]
         if self.service.group:
-            command += ["--consume", self.service.group]
+            command += ["--consume", f"{plan.ORDERS}:{self.service.group}"]
+        if self.name in plan.BESIDE:
+            command += ["--consume", ":".join(plan.BESIDE[self.name])]
+        if self._settings.get("sends"):
+            command += ["--sends", self._settings["sends"]]
         if self.service.produces:
-            command += ["--produce", str(self._settings["rate"])]
+            command += ["--produce", f"{plan.ORDERS}:{self._settings['rate']}"]
+            for topic, rate in plan.RATES_BESIDE.get(self.name, ()):
+                command += ["--produce", f"{topic}:{rate}"]
         with open(f"{books}.log", "ab") as log:
             # pylint: disable-next=subprocess-popen-preexec-fn
             self._process = await asyncio.create_subprocess_exec(
                 *command, stdin=subprocess.DEVNULL, stdout=log, stderr=log,
-                preexec_fn=_die_with_parent)
+                preexec_fn=die_with_parent)
         self._expected = False
         self._run.spawn(self._mind(self._process))
 

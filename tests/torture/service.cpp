@@ -4,14 +4,23 @@
 /// entered when its callback runs, a handled message before it is settled.
 ///
 /// The books, one line each, times in nanoseconds of the monotonic clock:
-///   C TIME SEQUENCE KEY              a send was confirmed
-///   U TIME SEQUENCE KEY CODE         a send ended, and its outcome is unknown
-///   N TIME SEQUENCE KEY CODE         a send ended, and the broker does not have the message
-///   H TIME ID KEY SIDE REPEAT SENT   a message was handled; SENT is when it was given to SendMsg
-///   B TIME ID                        a message did not arrive as it was sent
-///   S TIME POLICY STAGE              where the client is
+///   C TIME ID KEY                          a send was confirmed
+///   U TIME ID KEY CODE                     a send ended, and its outcome is unknown
+///   N TIME ID KEY CODE                     a send ended, and the broker does not have the message
+///   H TIME GROUP ID KEY SIDE REPEAT SENT   a message was handled; SENT is when it was given to SendMsg
+///   B TIME ID                              a message did not arrive as it was sent
+///   S TIME TOPIC POLICY STAGE              where the client is
 ///   P TIME subscribed|producing|flushed|unflushed|ended
+/// An ID is NAME/LANE:SEQUENCE. A lane is a topic, or a topic and "+" for what handlers send: each has
+/// an order of its own, by its sequence.
 /// SIGUSR1 ends the sending, SIGTERM the service.
+///
+/// The file --mood, where there is one, says how the service behaves, in lines of a word and a number:
+///   slow MS     handlers take so much longer
+///   block 1     handlers do not return
+///   poison 1    the handlers of the orders fail for some messages
+///   burst N     it sends N times as much
+///   away 1      it leaves the orders
 
 #include <mq/backends/activemq.hpp>
 #include <mq/backends/kafka.hpp>
@@ -25,7 +34,8 @@
 #include <time.h>
 #include <unistd.h>
 
-#include <charconv>
+#include <algorithm>
+#include <atomic>
 #include <chrono>
 #include <condition_variable>
 #include <cstdint>
@@ -33,33 +43,63 @@
 #include <cstdlib>
 #include <ctime>
 #include <exception>
+#include <fstream>
 #include <functional>
+#include <map>
 #include <mutex>
 #include <optional>
 #include <random>
 #include <set>
+#include <sstream>
 #include <stdexcept>
 #include <stop_token>
 #include <string>
 #include <string_view>
 #include <thread>
 #include <utility>
+#include <vector>
 
 namespace {
 
 using namespace std::chrono_literals;
 
 constexpr const char* kTopic = "orders";
+constexpr int kMood = 100;  // milliseconds from one look at the file to the next
 
 struct Options {
     std::string name;  // unlike that of any other process of the run, also of one that ran before
     std::string config;
     std::string books;
-    std::string group;  // empty: handles nothing
-    unsigned rate = 0;  // messages a second; 0: sends nothing
+    std::string mood;
+    std::vector<std::string> topics;                            // to report on
+    std::vector<std::pair<std::string, std::string>> consumed;  // topic, group
+    std::vector<std::pair<std::string, unsigned>> produced;     // topic, messages a second
+    std::string sends;  // a topic that handlers of orders send to
     unsigned keys = 8;
     unsigned concurrency = 4;
-    std::uint64_t most = 200'000;  // sends, so that a run is bounded
+    std::uint64_t most = 2'000'000;  // sends to a topic, so that a run is bounded
+};
+
+// What the file says that the service is to do.
+struct Mood {
+    std::atomic<unsigned> slow = 0;
+    std::atomic<unsigned> block = 0;
+    std::atomic<unsigned> poison = 0;
+    std::atomic<unsigned> burst = 0;
+    std::atomic<unsigned> away = 0;
+
+    void Read(const std::string& path) {
+        std::map<std::string, unsigned> said;
+        std::ifstream file{path};
+        std::string word;
+        unsigned number = 0;
+        while (file >> word >> number) said[word] = number;
+        slow = said["slow"];
+        block = said["block"];
+        poison = said["poison"];
+        burst = said["burst"];
+        away = said["away"];
+    }
 };
 
 std::int64_t Now() {
@@ -111,21 +151,30 @@ public:
                   {.log = [this](mq::LogLevel level, std::string_view line) { Log(level, line); }}) {}
 
     void Run(const sigset_t& signals) {
+        mood_.Read(options_.mood);
         client_.Watch(options_.config);
         std::jthread reporter{[this](const std::stop_token& stop) { Report(stop); }};
         std::optional<int> signal;
-        if (!options_.group.empty()) signal = Subscribe(signals);
-        std::jthread producer;
-        if (!signal && options_.rate > 0) {
+        for (const auto& [topic, group] : options_.consumed) {
+            if (!signal) signal = Subscribe(signals, topic, group);
+        }
+        if (!signal && !options_.consumed.empty()) Phase("subscribed");
+        std::vector<std::jthread> producers;
+        if (!signal && !options_.produced.empty()) {
             Phase("producing");
-            producer = std::jthread{[this](const std::stop_token& stop) { Produce(stop); }};
+            for (const auto& [topic, rate] : options_.produced) {
+                producers.emplace_back([this, topic = topic, rate = rate](const std::stop_token& stop) {
+                    Produce(stop, topic, rate);
+                });
+            }
         }
         while (signal != SIGTERM) {
-            if (signal == SIGUSR1 && producer.joinable()) EndSending(producer);
-            signal = Await(signals, 3600s);
+            if (signal == SIGUSR1) EndSending(producers);
+            signal = Await(signals, std::chrono::milliseconds{kMood});
+            if (!signal) signal = ComeAndGo(signals);
         }
-        if (producer.joinable()) EndSending(producer);
-        subscription_.Close();
+        EndSending(producers);
+        subscriptions_.clear();
         client_.Close(10s);
         reporter.request_stop();
         reporter.join();
@@ -134,8 +183,9 @@ public:
     }
 
 private:
-    static std::optional<int> Await(const sigset_t& signals, std::chrono::seconds patience) {
-        const timespec limit{.tv_sec = static_cast<time_t>(patience.count()), .tv_nsec = 0};
+    static std::optional<int> Await(const sigset_t& signals, std::chrono::milliseconds patience) {
+        const timespec limit{.tv_sec = static_cast<time_t>(patience.count() / 1000),
+                             .tv_nsec = static_cast<long>(patience.count() % 1000) * 1'000'000};
         const int signal = ::sigtimedwait(&signals, nullptr, &limit);
         return signal < 0 ? std::nullopt : std::optional{signal};
     }
@@ -147,13 +197,13 @@ private:
     void Phase(const std::string& phase) const { books_.Write("P " + Number(Now()) + " " + phase); }
 
     // A broker may be away when the service starts: it tries again, as a supervisor would.
-    std::optional<int> Subscribe(const sigset_t& signals) {
+    std::optional<int> Subscribe(const sigset_t& signals, const std::string& topic,
+                                 const std::string& group) {
         while (true) {
             try {
-                subscription_ =
-                    client_.RecvMsg(kTopic, [this](const mq::Message& message) { Handle(message); },
-                                    {.group = options_.group, .concurrency = options_.concurrency});
-                Phase("subscribed");
+                subscriptions_[topic] = client_.RecvMsg(
+                    topic, [this, group](const mq::Message& message) { Handle(group, message); },
+                    {.group = group, .concurrency = options_.concurrency});
                 return std::nullopt;
             } catch (const mq::Error& error) {
                 Log(mq::LogLevel::kError, std::string{"not subscribed: "} + error.what());
@@ -162,35 +212,89 @@ private:
         }
     }
 
-    void Handle(const mq::Message& message) {
+    // Leaves the orders, or subscribes again, as the mood says.
+    std::optional<int> ComeAndGo(const sigset_t& signals) {
+        const auto found = std::find_if(options_.consumed.begin(), options_.consumed.end(),
+                                        [](const auto& each) { return each.first == kTopic; });
+        if (found == options_.consumed.end()) return std::nullopt;
+        if (mood_.away != 0) {
+            subscriptions_.erase(kTopic);
+        } else if (!subscriptions_.contains(kTopic)) {
+            return Subscribe(signals, kTopic, found->second);
+        }
+        return std::nullopt;
+    }
+
+    void Handle(const std::string& group, const mq::Message& message) {
         if (message.body != Body(message.id) || !mq::FindHeader(message, "sent")) {
             books_.Write("B " + Number(Now()) + " " + message.id);
             return;
         }
-        if (ThrowsFirst(message.id)) throw std::runtime_error{"as this one does at first"};
+        if (ThrowsFirst(group + " " + message.id))
+            throw std::runtime_error{"as this one does at first"};
+        if (IsPoison(message)) throw std::runtime_error{"as this one does until it is healed"};
+        // Business code that waits for something of its own.
+        while (mood_.block != 0) std::this_thread::sleep_for(std::chrono::milliseconds{kMood / 2});
         std::this_thread::sleep_for(
-            std::chrono::microseconds{std::hash<std::string>{}(message.id) % 2000});
-        books_.Write("H " + Number(Now()) + " " + message.id + " " + message.key + " " +
+            std::chrono::microseconds{std::hash<std::string>{}(message.id) % 2000} +
+            std::chrono::milliseconds{mood_.slow});
+        if (!options_.sends.empty()) Answer(message);
+        books_.Write("H " + Number(Now()) + " " + group + " " + message.id + " " + message.key + " " +
                      std::string{mq::ToString(message.side)} + (message.redelivered ? " 1 " : " 0 ") +
                      std::string{*mq::FindHeader(message, "sent")});
     }
 
     // A handler that fails now and then: the message keeps its place.
-    bool ThrowsFirst(const std::string& id) {
-        if (std::hash<std::string>{}(id + options_.group) % 400 != 0) return false;
+    bool ThrowsFirst(const std::string& what) {
+        if (std::hash<std::string>{}(what) % 400 != 0) return false;
         const std::lock_guard lock{mutex_};
-        return thrown_.insert(id).second;
+        return thrown_.insert(what).second;
+    }
+
+    // One that fails each time, in every process of the group, until the mood changes.
+    bool IsPoison(const mq::Message& message) const {
+        return mood_.poison != 0 && message.topic == kTopic &&
+               std::hash<std::string>{}("poison " + message.id) % 50 == 0;
+    }
+
+    // A handler that sends, and waits for the confirm. What handlers have sent is not answered.
+    void Answer(const mq::Message& message) {
+        if (message.topic != kTopic || message.id.find('+') != std::string::npos ||
+            std::hash<std::string>{}("answer " + message.id) % 20 != 0) {
+            return;
+        }
+        const std::string id = options_.name + "/" + options_.sends + "+:" + std::to_string(answers_++);
+        try {
+            client_.SendMsg(options_.sends, Make(id, message.key));
+            books_.Write("C " + Number(Now()) + " " + id + " " + message.key);
+        } catch (const mq::Error& error) {
+            WriteFailure(id, message.key, error);
+        }
+    }
+
+    static mq::Message Make(const std::string& id, const std::string& key) {
+        return {.body = Body(id), .key = key, .headers = {{"sent", Number(Now())}}, .id = id};
+    }
+
+    void WriteFailure(const std::string& id, const std::string& key, const mq::Error& error) const {
+        std::string code{mq::ToString(error.code())};
+        for (char& letter : code) letter = letter == ' ' ? '-' : letter;
+        books_.Write((error.outcome() == mq::Outcome::kUnknown ? "U " : "N ") + Number(Now()) + " " +
+                     id + " " + key + " " + code);
+        Log(mq::LogLevel::kError, "send " + id + " failed: " + error.what());
     }
 
     // At a steady rate; after a send that had to wait it does not make up for the time.
-    void Produce(const std::stop_token& stop) {
-        const std::chrono::nanoseconds pace{1'000'000'000 / options_.rate};
+    void Produce(const std::stop_token& stop, const std::string& topic, unsigned rate) {
+        const std::string lane = options_.name + "/" + topic;
         auto next = std::chrono::steady_clock::now();
-        std::minstd_rand keys{static_cast<unsigned>(std::hash<std::string>{}(options_.name))};
+        std::minstd_rand keys{static_cast<unsigned>(std::hash<std::string>{}(lane))};
         for (std::uint64_t sequence = 0; sequence < options_.most; ++sequence) {
             if (Stopped(stop, next)) return;
+            const std::chrono::nanoseconds pace{1'000'000'000 / (rate * std::max(1u, +mood_.burst))};
             next = std::max(next + pace, std::chrono::steady_clock::now() - 10 * pace);
-            Send(sequence, "k" + std::to_string(keys() % options_.keys));
+            Send(topic, lane + ":" + std::to_string(sequence),
+                 "k" + std::to_string(keys() % options_.keys));
         }
     }
 
@@ -200,44 +304,43 @@ private:
         return stop.stop_requested();
     }
 
-    void Send(std::uint64_t sequence, const std::string& key) {
-        const std::string id = options_.name + ":" + std::to_string(sequence);
-        mq::Message message{
-            .body = Body(id), .key = key, .headers = {{"sent", Number(Now())}}, .id = id};
-        client_.SendMsg(kTopic, std::move(message),
-                        [this, sequence, key](const mq::SendResult& result) {
-                            const std::string place =
-                                " " + Number(Now()) + " " + std::to_string(sequence) + " " + key;
-                            if (result.ok()) return books_.Write("C" + place);
-                            const mq::Error& error = result.error();
-                            const bool unknown = error.outcome() == mq::Outcome::kUnknown;
-                            std::string code{mq::ToString(error.code())};
-                            for (char& letter : code) letter = letter == ' ' ? '-' : letter;
-                            books_.Write((unknown ? "U" : "N") + place + " " + code);
-                            Log(mq::LogLevel::kError,
-                                "send " + std::to_string(sequence) + " failed: " + error.what());
-                        });
+    void Send(const std::string& topic, const std::string& id, const std::string& key) {
+        client_.SendMsg(topic, Make(id, key), [this, id, key](const mq::SendResult& result) {
+            if (!result.ok()) return WriteFailure(id, key, result.error());
+            books_.Write("C " + Number(Now()) + " " + id + " " + key);
+        });
     }
 
-    void EndSending(std::jthread& producer) {
-        producer.request_stop();
-        producer.join();
+    void EndSending(std::vector<std::jthread>& producers) {
+        if (producers.empty()) return;
+        for (std::jthread& producer : producers) producer.request_stop();
+        producers.clear();
         Phase(client_.Flush(45s) ? "flushed" : "unflushed");
     }
 
     void Report(const std::stop_token& stop) {
-        while (!Stopped(stop, std::chrono::steady_clock::now() + 200ms)) ReportNow();
+        bool second = false;
+        while (!Stopped(stop, std::chrono::steady_clock::now() + std::chrono::milliseconds{kMood})) {
+            mood_.Read(options_.mood);
+            second = !second;
+            if (second) ReportNow();
+        }
     }
 
     void ReportNow() {
-        const mq::TopicStatus status = client_.Status(kTopic);
-        const std::string rungs =
-            std::string{mq::ToString(status.policy)} + " " + std::string{mq::ToString(status.stage)};
-        books_.Write("S " + Number(Now()) + " " + rungs);
-        std::string said =
-            "status: policy " + rungs + Side("; old", status.old_side) + Side("; new", status.new_side);
-        if (!status.waiting_for.empty()) said += "; waits for " + status.waiting_for;
-        if (std::exchange(said_, said) != said) log_.Write(Number(Now()) + " " + said);
+        for (const std::string& topic : options_.topics) {
+            const mq::TopicStatus status = client_.Status(topic);
+            const std::string rungs = topic + " " + std::string{mq::ToString(status.policy)} + " " +
+                                      std::string{mq::ToString(status.stage)};
+            books_.Write("S " + Number(Now()) + " " + rungs);
+            std::string said =
+                "status: " + rungs + Side("; old", status.old_side) + Side("; new", status.new_side);
+            if (!status.waiting_for.empty()) said += "; waits for " + status.waiting_for;
+            for (const mq::Standstill& standstill : status.standstills) {
+                said += "; stands still: " + standstill.text;
+            }
+            if (std::exchange(said_[topic], said) != said) log_.Write(Number(Now()) + " " + said);
+        }
     }
 
     static std::string Side(const std::string& name, const mq::SideStatus& side) {
@@ -254,13 +357,30 @@ private:
     const Options options_;
     const Lines books_;
     const Lines log_;
-    std::string said_;  // the reporter's
+    std::map<std::string, std::string> said_;  // the reporter's
+    Mood mood_;
+    std::atomic<std::uint64_t> answers_ = 0;
     std::mutex mutex_;  // guards thrown_
     std::condition_variable_any pause_;
     std::set<std::string> thrown_;
     mq::Client client_;
-    mq::Subscription subscription_;
+    std::map<std::string, mq::Subscription> subscriptions_;  // by topic; the main thread's
 };
+
+// "A:B" for CLI11, which has tuples of its own for "A B" only.
+template <typename Second>
+std::vector<std::pair<std::string, Second>> Pairs(const std::vector<std::string>& texts) {
+    std::vector<std::pair<std::string, Second>> pairs;
+    for (const std::string& text : texts) {
+        const std::size_t colon = text.find(':');
+        if (colon == std::string::npos) throw std::runtime_error{"no \":\" in " + text};
+        std::istringstream rest{text.substr(colon + 1)};
+        Second second{};
+        rest >> second;
+        pairs.emplace_back(text.substr(0, colon), second);
+    }
+    return pairs;
+}
 
 }  // namespace
 
@@ -271,12 +391,19 @@ int main(int argc, char** argv) try {
     app.add_option("--config", options.config, "the config file to follow")->required();
     app.add_option("--books", options.books, "the path of its books and its log, without the ending")
         ->required();
-    app.add_option("--consume", options.group, "the group to handle messages for");
-    app.add_option("--produce", options.rate, "messages to send a second");
+    app.add_option("--mood", options.mood, "the file that says how it behaves")->required();
+    app.add_option("--topic", options.topics, "a topic to report on");
+    std::vector<std::string> consumed;
+    std::vector<std::string> produced;
+    app.add_option("--consume", consumed, "TOPIC:GROUP to handle messages for");
+    app.add_option("--produce", produced, "TOPIC:RATE, messages to send a second");
+    app.add_option("--sends", options.sends, "a topic that the handlers of orders send to");
     app.add_option("--keys", options.keys, "keys to send with")->check(CLI::Range(1, 1000));
     app.add_option("--concurrency", options.concurrency, "handlers at once")->check(CLI::Range(1, 64));
     app.add_option("--most", options.most, "messages to send at the most");
     CLI11_PARSE(app, argc, argv);
+    options.consumed = Pairs<std::string>(consumed);
+    options.produced = Pairs<unsigned>(produced);
 
     // The library's threads inherit the mask, so that the signals wait for the main thread.
     sigset_t signals;

@@ -1,12 +1,18 @@
 """Runs a script of plan.py against a fleet of processes on real brokers, and compares the books.
 
     torture.py --seed N --minutes M --old KIND --new KIND --order key|none --restarts up|any
+               [--kill-every SECONDS] [--rate N] [--load N]
                --old-dir DIR --new-dir DIR --service PROGRAM --scripts FOLDER --folder FOLDER
 
 run.sh builds the program, starts the brokers and calls this. Everything is kept in the folder: script.txt
 (what was meant to happen), events.txt (what did), and of each process its config, its books and its log.
 Exit status 0: the walk was completed, nothing was lost or, with order = key, reordered, nothing was handled
-twice but what a fault explains, and nothing at all by a process that has dedup on.
+twice but what a fault explains, and nothing at all by a process that has dedup on. With --kill-every, nobody
+has stood still for longer than STANDSTILL either, beside the time in which the broker was down.
+
+What is not promised is not judged, and the report says so: the order of a group that the config does not
+name once publishing has gone back, and what was confirmed by a topic before it was there again for a while
+after its deletion.
 """
 
 import argparse
@@ -19,15 +25,19 @@ import signal
 import sys
 import time
 
+import admin
 import plan
-from books import Books
-from fleet import Broker, Process
+from books import Books, topic_of
+from fleet import ADDRESS, Broker, Process, die_with_parent
 
 STEP_PATIENCE = 150     # seconds for the fleet to reach a rung once nothing breaks any more
 SETTLE_PATIENCE = 90    # seconds without a message handled until messages count as lost
 SETTLE_LIMIT = 300
 START_PATIENCE = 90
 AFTERMATH = 10          # seconds after a fault in which a repeat is still put down to it
+STANDSTILL = 30         # seconds after which what stands still has to go on
+AGAIN = 40              # seconds after which a topic that was deleted has to be as it was
+RELOAD = 5              # seconds in which a reload is seen
 EXAMPLES = 10
 
 
@@ -51,14 +61,21 @@ class Run:
                         for side, kind, folder in (("old", script.asked.old, options.old_dir),
                                                    ("new", script.asked.new, options.new_dir))}
         self.processes = {s.name: Process(s, script.settings[s.name], self) for s in plan.FLEET}
-        self.books = Books(self.folder, {s.name: s.group for s in plan.FLEET if s.group},
-                           {name for name, settings in script.settings.items()
-                            if settings.get("dedup", "off") != "off"})
+        self.books = Books(self.folder, plan.GROUPS_OF, self._had_dedup, self._is_forgiven)
+        # (time, whether it is on), by service
+        self._dedup = {name: [(0, settings.get("dedup", "off") != "off")]
+                       for name, settings in script.settings.items()}
+        self._unnamed = {group: 0 for group in plan.GROUPS if group not in script.groups}
+        self._back = 0       # when publishing was first told to go back
+        self._deleted = []   # (begin, end) of each deletion, times in nanoseconds
+        self._expired = set()  # sides whose positions have expired
+        self._busy = []
         # What is left open by the script (which of the connections are cut) is not to be the same ever.
         self._random = random.Random()
         self._lost = []
         self._in_vain = 0
-        self.faults = []  # (kind, place, begin, end), times in nanoseconds
+        self._done = collections.Counter()  # what has happened, by kind
+        self.faults = []  # what explains a repeat: (kind, place, begin, end), times in nanoseconds
         self._told = {}  # by service: a rung
         self._rung = 0
 
@@ -98,22 +115,26 @@ class Run:
     def _stands(self, name, rungs):
         """Whether a process is on one of the rungs, and has seen what it was told last."""
         process = self.processes[name]
-        status = self.books.status.get(process.title)
-        return (process.runs and status is not None and status.time > process.told_at and
-                status.stage in rungs and status.policy == self._told[name])
+        statuses = [self.books.status.get((process.title, topic)) for topic in plan.WALKING]
+        return process.runs and all(
+            status is not None and status.time > process.told_at and status.stage in rungs and
+            status.policy == self._told[name] for status in statuses)
 
     def tell(self, name, rung):
         self._told[name] = rung
         self.processes[name].tell(rung)
+        if rung == plan.RUNGS[1] and self._rung == 2 and not self._back:
+            self._back = time.monotonic_ns()
         self.note(f"policy {name} {rung}")
 
     def _describe(self):
         lines = []
         for name, process in self.processes.items():
-            status = self.books.status.get(process.title)
-            lines.append(f"{process.title}: told {self._told.get(name)}, " +
-                         (f"policy {status.policy}, stage {status.stage}" if status else "says nothing") +
-                         ("" if process.runs else ", does not run"))
+            for topic in plan.WALKING:
+                status = self.books.status.get((process.title, topic))
+                lines.append(f"{process.title} {topic}: told {self._told.get(name)}, " +
+                             (f"policy {status.policy}, stage {status.stage}" if status else "says nothing") +
+                             ("" if process.runs else ", does not run"))
         return "\n".join(lines)
 
     async def settle(self):
@@ -147,6 +168,9 @@ class Run:
     async def _start(self):
         for broker in self.brokers.values():
             await broker.start_proxy()
+        for _ in range(self.script.asked.load):
+            self._busy.append(await asyncio.create_subprocess_exec(
+                "sh", "-c", "while :; do :; done", preexec_fn=die_with_parent))
         # Groups begin with what is sent after they have subscribed, on some brokers: consumers first.
         for names in plan.CLASSES:
             for name in names:
@@ -177,7 +201,8 @@ class Run:
         await asyncio.sleep(max(0.0, begin + step.seconds - time.monotonic()))
         if faults:
             await asyncio.wait(faults)
-        await self._reach(target, [name for name in self.processes if name != step.behind])
+        if not step.hasty:
+            await self._reach(target, [name for name in self.processes if name != step.behind])
         self._rung = step.end
 
     async def _reach(self, target, names):
@@ -193,6 +218,14 @@ class Run:
             for name in self.processes:
                 self.tell(name, plan.RUNGS[self._rung])
             await self._reach(plan.RUNGS[self._rung], list(self.processes))
+        if self.script.steps and self.script.steps[-1].hasty:
+            await self._reach(plan.RUNGS[3], list(self.processes))
+        if self.script.single:
+            self.note('the topics say broker = "new"')
+            for process in self.processes.values():
+                process.stay()
+            # What is sent from now on is a part of the audit.
+            await asyncio.sleep(RELOAD)
         for process in self.processes.values():
             if process.service.produces:
                 process.signal(signal.SIGUSR1)
@@ -216,6 +249,8 @@ class Run:
         self._trouble = []
         for process in self.processes.values():
             process.signal(signal.SIGCONT)
+            for word in ("slow", "block", "poison", "away"):
+                process.mood(word, 0)
             if process.service.produces:
                 process.signal(signal.SIGUSR1)
         try:
@@ -231,6 +266,7 @@ class Run:
                   (f" {event.detail}" if event.detail else ""))
         places = await getattr(self, "_" + event.kind.replace("-", "_"))(event)
         self.note(f"   {event.kind} {event.target} is over")
+        self._done[event.kind] += 1
         for place in places:
             self.faults.append((event.kind, place, begin, time.monotonic_ns()))
 
@@ -268,10 +304,76 @@ class Run:
         return [event.target]
 
     async def _group_stop(self, event):
-        names = [s.name for s in plan.FLEET if s.group == event.target]
+        names = plan.MEMBERS[event.target]
         await asyncio.gather(*(self._service_stop(plan.Event(event.at, event.kind, name, event.seconds))
                                for name in names))
         return names
+
+    async def _both_kill(self, event):
+        await asyncio.gather(*(self._broker_kill(plan.Event(event.at, "broker-kill", side, event.seconds))
+                               for side in self.brokers))
+        return list(self.brokers)
+
+    # ---- loads
+
+    async def _mood(self, names, word, number, seconds):
+        try:
+            for name in names:
+                self.processes[name].mood(word, number)
+            await asyncio.sleep(seconds)
+        finally:
+            for name in names:
+                self.processes[name].mood(word, 0)
+        return list(names)
+
+    async def _handlers(self, event):
+        word, _, number = event.detail.partition(" ")
+        return await self._mood([event.target], word, int(number or 1), event.seconds)
+
+    async def _poison(self, event):
+        return await self._mood(plan.MEMBERS[event.target], "poison", 1, event.seconds)
+
+    async def _leave(self, event):
+        return await self._mood([event.target], "away", 1, event.seconds)
+
+    async def _burst(self, event):
+        await self._mood([event.target], "burst", int(event.detail), event.seconds)
+        return []
+
+    async def _reload(self, event):
+        what, *words = event.detail.split()
+        if what == "dedup":
+            self._dedup[event.target].append((time.monotonic_ns(), words[0] != "off"))
+        self.processes[event.target].change(event.detail)
+        return []
+
+    async def _delete(self, event):
+        broker, address = self.brokers[event.target], f"{ADDRESS}-{plan.SCRATCH}"
+        begin = time.monotonic_ns()
+        async with broker.process:
+            try:
+                await asyncio.to_thread(broker.admin.delete, event.detail, address)
+                await asyncio.sleep(event.seconds)
+                await asyncio.to_thread(broker.admin.make, event.detail, address)
+            except admin.FAILURES as error:
+                self.note(f"   the {event.detail} was not deleted: {error}")
+        self._deleted.append((begin, time.monotonic_ns()))
+        return [event.target]
+
+    async def _expire(self, event):
+        broker = self.brokers[event.target]
+        async with broker.process:
+            try:
+                codes = await asyncio.to_thread(broker.admin.expire, plan.GROUPS)
+            except admin.FAILURES as error:
+                self.note(f"   the positions were not deleted: {error}")
+                return []
+        self.note(f"   positions on {event.target} deleted, with these codes: {codes}")
+        if not all(codes.values()):
+            self._expired.add(event.target)
+        return [event.target]
+
+    # ---- faults of connections
 
     async def _cut(self, event):
         count = self.brokers[event.target].proxy.cut_some(float(event.detail), self._random.sample)
@@ -298,11 +400,35 @@ class Run:
 
     # ---- what came of it
 
+    def _had_dedup(self, name, begin, end):
+        since = None
+        for at, is_on in self._dedup[name]:
+            if at > end:
+                break
+            since = (since if since is not None else at) if is_on else None
+        return since is not None and since + (RELOAD * 10**9 if since else 0) <= begin
+
+    # What a topic had confirmed that was deleted then, or was not yet what it was.
+    def _is_forgiven(self, topic, confirmed):
+        return topic == plan.SCRATCH and any(confirmed <= end + AGAIN * 10**9 for _, end in self._deleted)
+
+    # Where a group is not named, nobody asks for it when publishing goes back.
+    def _is_promised(self, group, message):
+        return not (group in self._unnamed and self._back and
+                    self.books.handled[group][message][0].time > self._back) and not (
+                        topic_of(message) == plan.SCRATCH)
+
+    # How much of a time the old broker, or the new one, was down.
+    def _down(self, begin, end):
+        return sum(max(0, min(end, until) - max(begin, since)) for kind, _, since, until in self.faults
+                   if kind in ("broker-kill", "both-kill"))
+
     def explained(self, group, message, first, again):
         """Whether something broke, between its sending and its repeat, that the repeat can come from:
         a fault of the script, or a connection that was lost on a slow machine, as the logs say."""
-        places = {first.side, again.side, message.split(".")[0]}
-        places |= {s.name for s in plan.FLEET if s.group == group}
+        if again.side in self._expired or topic_of(message) == plan.SCRATCH and self._deleted:
+            return True
+        places = {first.side, again.side, message.split(".")[0]} | set(plan.MEMBERS[group])
         return any(place in places and begin <= again.time and end + AFTERMATH * 10**9 >= again.sent
                    for _, place, begin, end in self.faults + self._lost)
 
@@ -324,12 +450,15 @@ class Run:
         self.books.poll()
         verdict = self.books.verdict()
         self._read_logs()
-        kinds = collections.Counter(kind for kind, *_ in dict.fromkeys(
-            (kind, begin) for kind, _, begin, _ in self.faults))
         unexplained = [repeat for repeat in verdict.repeats if not self.explained(*repeat)]
         crossed = sum(first.side != again.side for _, _, first, again in verdict.repeats)
         crashes = sum(process.crashes for process in self.processes.values())
         ordered = self.script.asked.order == "key"
+        reordered = [one for one in verdict.reordered if self._is_promised(one[0], one[2])]
+        silences = sorted(self.books.silences(self._down).items(), key=lambda one: -one[1][0])
+        silent = [(who, length / 1e9, end) for who, (length, end) in silences
+                  if who.split(" ")[0] != "scrap"]
+        stood = self.script.asked.kill_every and silent and silent[0][1] > STANDSTILL
 
         def examples(what, lines):
             for line in lines[:EXAMPLES]:
@@ -337,12 +466,12 @@ class Run:
 
         examples("lost", [f"{g} {m} confirmed at {self.books.confirmed[m][0]}" for g, m in verdict.lost])
         examples("reordered", [f"{g} {k} {m} after {a}, at {self._when(g, m)} and {self._when(g, a)}"
-                               for g, k, m, a in verdict.reordered])
+                               for g, k, m, a in reordered])
         examples("handled, though not sent", [f"{g} {m}" for g, m in verdict.phantoms])
         examples("unexplained repeat", [" ".join(map(str, repeat)) for repeat in unexplained])
         examples("seen twice with dedup", [" ".join(map(str, repeat)) for repeat in verdict.seen_twice])
         examples("corrupt", self.books.corrupt)
-        print("faults: " + (", ".join(f"{kind} {count}" for kind, count in sorted(kinds.items())) or "none"))
+        print("faults: " + (", ".join(f"{kind} {count}" for kind, count in sorted(self._done.items())) or "none"))
         print(f"messages: confirmed {verdict.sent}, unknown {verdict.unknown}, not sent {verdict.refused}; "
               f"handled {verdict.handlings}; corrupt {verdict.corrupt}; handled though not sent "
               f"{len(verdict.phantoms)}; crashes {crashes}")
@@ -350,11 +479,19 @@ class Run:
               f"from the other side {crossed}, seen twice by a process with dedup {len(verdict.seen_twice)}; "
               f"unconfirmed and late {verdict.late}; connections lost {len(self._lost)}; "
               f"fences that waited in vain {self._in_vain}")
+        print(f"not promised: {len(verdict.reordered) - len(reordered)} out of order (groups that are not named, "
+              f"once publishing has gone back; the topic {plan.SCRATCH}), {verdict.forgiven} gone with a topic "
+              f"that was deleted")
+        print("longest silences, without the times in which a broker was down: " + (", ".join(
+            f"{who} {seconds:.1f} s until {end}" for who, seconds, end in silent[:5]) or "none"))
+        if stood:
+            print(f"  stood still for longer than {STANDSTILL} s: " +
+                  ", ".join(who for who, seconds, _ in silent if seconds > STANDSTILL))
         print(f"audit: sent={verdict.sent} processed={verdict.processed} lost={len(verdict.lost)} "
-              f"duplicated={len(verdict.repeats)} reordered={len(verdict.reordered)}", flush=True)
+              f"duplicated={len(verdict.repeats)} reordered={len(reordered)}", flush=True)
         return (completed and verdict.sent > 0 and not verdict.lost and not verdict.phantoms and
                 not verdict.corrupt and not crashes and not unexplained and not verdict.seen_twice and
-                not (ordered and verdict.reordered))
+                not (ordered and reordered) and not stood)
 
     def _when(self, group, message):
         first = self.books.handled[group][message][0]
@@ -367,6 +504,8 @@ class Run:
             task.cancel()
         for process in self.processes.values():
             process.signal(signal.SIGKILL)
+        for busy in self._busy:
+            busy.kill()
         for broker in self.brokers.values():
             await broker.proxy.stop()
         self._events.close()
@@ -401,6 +540,9 @@ def parse():
     parser.add_argument("--minutes", type=float, required=True)
     parser.add_argument("--order", choices=("key", "none"), default="key")
     parser.add_argument("--restarts", choices=("up", "any"), default="any")
+    parser.add_argument("--kill-every", type=float, default=0)
+    for name in ("rate", "load"):
+        parser.add_argument(f"--{name}", type=int, default=0)
     for side in ("old", "new"):
         parser.add_argument(f"--{side}", choices=plan.KINDS, required=True)
         parser.add_argument(f"--{side}-dir", default="")
@@ -420,7 +562,7 @@ async def run(script, options):
 def main():
     options = parse()
     asked = plan.Asked(options.seed, options.minutes, options.old, options.new, options.order,
-                       options.restarts)
+                       options.restarts, options.kill_every, options.rate, options.load)
     script = plan.Maker(asked).make()
     plan.check(script)
     if options.script_only:
