@@ -185,8 +185,9 @@ inline backend::Listening Backend::CheckListening(const backend::Destination& de
     try {
         const Topology topology{destination, settings_->flavor, settings_->options};
         if (group.empty()) return CheckAnybody(destination, topology, deadline);
-        const std::string queue = topology.SourceOf(group).queue;
-        const auto answer = Ask({queue}, deadline);
+        const GroupSource source = topology.SourceOf(group);
+        const std::string& queue = source.queue;
+        const auto answer = Ask(detail::QuestionAbout(source), deadline);
         if (answer.failure) return {Answer::kUnknown, answer.failure->text};
         if (answer.queue && answer.queue->consumers > 0) return {Answer::kYes, {}};
         return {Answer::kNo,
@@ -224,8 +225,9 @@ inline backend::Backlog Backend::CheckBacklog(const backend::Destination& destin
     const auto begin = backend::Clock::now();
     try {
         const Topology topology{destination, settings_->flavor, settings_->options};
-        const std::string queue = topology.SourceOf(group).queue;
-        const auto answer = Ask({queue}, deadline);
+        const GroupSource source = topology.SourceOf(group);
+        const std::string& queue = source.queue;
+        const auto answer = Ask(detail::QuestionAbout(source), deadline);
         if (answer.failure) {
             backlog.reason = answer.failure->text;
             return backlog;
@@ -245,8 +247,9 @@ inline backend::Backlog Backend::CheckBacklog(const backend::Destination& destin
         backlog.complete = true;
         // Where nobody consumes nothing is settled, and a browser would look like a consumer.
         if (backlog.messages > 0 && answer.queue->consumers > 0 && answer.queue->scheduled == 0) {
+            const std::string& name = answer.queue->name.empty() ? queue : answer.queue->name;
             backlog.settled_before = settled_.SettledBefore(
-                queue, begin,
+                name, begin,
                 [&](detail::Question question) { return Ask(std::move(question), deadline); });
         }
     } catch (const std::exception& error) {

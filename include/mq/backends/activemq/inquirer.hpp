@@ -41,7 +41,13 @@ struct Question {
     bool all = false;
     Kind kind = Kind::kCounts;
     std::string operation = {};
+    std::string other_name = {};  ///< Of kCounts: what is asked about where there is none of that name.
 };
+
+/// What a group's queue has.
+inline Question QuestionAbout(const GroupSource& source) {
+    return {.name = source.queue, .other_name = source.other_queue};
+}
 
 /// A question about queues, and its answer. Thread-safe.
 class Inquiry {
@@ -118,12 +124,8 @@ public:
         }
         const auto question = open_.find(looks_.at(receiver.name()));
         if (question == open_.end() || receiver.source().address().empty()) return;
-        if (question->second.inquiry->question.kind == Kind::kMark) {
-            AskAttribute(question->first, "queue." + receiver.source().address(), "ID");
-        } else {
-            receiver.add_credit(1);
-            receiver.drain();
-        }
+        receiver.add_credit(1);
+        receiver.drain();
     }
 
     /// A link has nothing more to give.
@@ -135,7 +137,7 @@ public:
     }
 
     void OnMessage(proton::delivery& delivery, const proton::message& message) {
-        if (delivery.receiver() == receiver_) return OnReply(message);
+        if (delivery.receiver() == receiver_) return OnReply(delivery, message);
         const auto question = open_.find(looks_.at(delivery.receiver().name()));
         if (question != open_.end()) question->second.found = true;
         // It stays in the queue.
@@ -144,11 +146,12 @@ public:
 
     void OnSendable() { SendAll(); }
 
-    void OnReply(const proton::message& message) {
+    void OnReply(proton::delivery& delivery, const proton::message& message) {
         answers_ = true;
         silence_.Reset();
         try {
             if (flavor_ == Flavor::kArtemis) {
+                if (BeginsMark(delivery, message)) return SendAll();
                 OnArtemisReply(message);
             } else {
                 OnStatistics(message);
@@ -158,6 +161,7 @@ public:
                      broker_ + ": its answer about a queue cannot be read: " + error.what(),
                      {}});
         }
+        delivery.accept();
     }
 
     /// A question was not taken.
@@ -234,6 +238,12 @@ private:
         std::optional<QueueState> queues = {};  ///< What Classic has said so far of several.
         proton::receiver look = {};             ///< The link of this question alone.
         bool found = false;                     ///< It has brought a message.
+        proton::delivery kept = {};             ///< Of a mark: a reply that is not settled yet.
+        bool by_other_name = false;             ///< There is none of the first.
+
+        [[nodiscard]] const std::string& Name() const {
+            return by_other_name ? inquiry->question.other_name : inquiry->question.name;
+        }
     };
     using Open = std::map<std::uint64_t, Asked>;
 
@@ -245,10 +255,12 @@ private:
     void Finish(Open::iterator question, Inquiry::Answer answer) {
         answer.connection = connection_number_;
         proton::receiver look = std::exchange(question->second.look, {});
+        proton::delivery kept = std::exchange(question->second.kept, {});
         const auto inquiry = std::move(question->second.inquiry);
         open_.erase(question);
         // Its end is no news any more, and is still ours to see.
         if (!!look) look.close();
+        if (!!kept) kept.accept();
         inquiry->Finish(std::move(answer));
     }
 
@@ -270,7 +282,7 @@ private:
         proton::source_options temporary;
         temporary.dynamic(true);
         proton::receiver_options replies;
-        replies.source(temporary).auto_accept(true).credit_window(kReplies);
+        replies.source(temporary).auto_accept(false).credit_window(kReplies);
         receiver_ = connection.open_receiver({}, replies);
         proton::target_options target;
         if (flavor_ == Flavor::kArtemis) {
@@ -292,7 +304,10 @@ private:
     }
 
     void FailAll(const Failure& failure) {
-        for (auto& [number, question] : std::exchange(open_, {})) question.inquiry->Fail(failure);
+        for (auto& [number, question] : std::exchange(open_, {})) {
+            if (!!question.kept) question.kept.accept();
+            question.inquiry->Fail(failure);
+        }
         next_deadline_ = Clock::time_point::max();
     }
 
@@ -311,15 +326,10 @@ private:
         switch (asked.kind) {
             case Kind::kCounts:
                 return AskArtemis(number, "broker", "listQueues",
-                                  QueueListArguments(asked.name, ByOf(asked)));
+                                  QueueListArguments(question.Name(), ByOf(asked)));
             case Kind::kCall: return AskArtemis(number, asked.name, asked.operation, "[]");
-            case Kind::kMark: {
-                // The broker numbers messages and queues from one sequence: a queue that is made now
-                // has a higher number than all messages there are.
-                proton::source_options temporary;
-                temporary.dynamic(true);
-                return OpenLook(number, question, {}, temporary);
-            }
+            case Kind::kMark:
+                return AskArtemis(number, "queue." + reply_to_, "listDeliveringMessagesAsJSON", "[]");
             case Kind::kBrowse: return;  // is not asked of Artemis
         }
     }
@@ -381,26 +391,33 @@ private:
 
     void AskArtemis(std::uint64_t number, const std::string& resource, const std::string& operation,
                     const std::string& arguments) {
-        proton::message request = ArtemisRequest(number, resource);
+        proton::message request;
+        request.reply_to(reply_to_);
+        request.correlation_id(std::to_string(number));
+        request.properties().put("_AMQ_ResourceName", resource);
         request.properties().put("_AMQ_OperationName", operation);
         request.body() = arguments;
         sender_.send(request);
     }
 
-    void AskAttribute(std::uint64_t number, const std::string& resource, const std::string& attribute) {
-        proton::message request = ArtemisRequest(number, resource);
-        request.properties().put("_AMQ_Attribute", attribute);
-        request.body() = std::string{};
-        sender_.send(request);
+    // Artemis numbers its replies from the same sequence as all messages. The first one to a mark is
+    // kept unsettled, and the second one, which lists what was delivered here and is not settled, tells
+    // its number: higher than that of any message the broker had when the mark was asked for.
+    bool BeginsMark(const proton::delivery& delivery, const proton::message& message) {
+        const auto question = open_.find(std::stoull(TextOf(message.correlation_id())));
+        if (question == open_.end()) return false;
+        Asked& asked = question->second;
+        if (asked.inquiry->question.kind != Kind::kMark || !!asked.kept) return false;
+        asked.kept = delivery;
+        asked.sent = false;
+        return true;
     }
 
-    [[nodiscard]] proton::message ArtemisRequest(std::uint64_t number,
-                                                 const std::string& resource) const {
-        proton::message request;
-        request.reply_to(reply_to_);
-        request.correlation_id(std::to_string(number));
-        request.properties().put("_AMQ_ResourceName", resource);
-        return request;
+    static std::int64_t NewestOf(const std::vector<ListedMessage>& messages) {
+        if (messages.empty()) throw std::invalid_argument{"a reply that is not settled is not listed"};
+        std::int64_t newest = messages.front().number;
+        for (const ListedMessage& message : messages) newest = std::max(newest, message.number);
+        return newest;
     }
 
     void OnArtemisReply(const proton::message& message) {
@@ -416,12 +433,22 @@ private:
         const Question& asked = question->second.inquiry->question;
         Inquiry::Answer answer;
         switch (asked.kind) {
-            case Kind::kCounts: answer.queue = ReadQueueList(body, asked.name, ByOf(asked)); break;
-            case Kind::kMark: answer.position = ReadNumber(body); break;
+            case Kind::kCounts:
+                answer.queue = ReadQueueList(body, question->second.Name(), ByOf(asked));
+                if (!answer.queue && AsksByOtherName(question->second)) return SendAll();
+                break;
+            case Kind::kMark: answer.position = NewestOf(ReadMessages(body)); break;
             case Kind::kCall:
             case Kind::kBrowse: answer.text = body; break;
         }
         Finish(question, std::move(answer));
+    }
+
+    static bool AsksByOtherName(Asked& question) {
+        if (question.inquiry->question.other_name.empty()) return false;
+        if (std::exchange(question.by_other_name, true)) return false;
+        question.sent = false;
+        return true;
     }
 
     void OnStatistics(const proton::message& message) {

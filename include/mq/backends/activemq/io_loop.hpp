@@ -329,8 +329,8 @@ private:
             host.port != 0 ? host.port : static_cast<std::uint16_t>(UsesTls(url) ? 5671 : 5672);
         where_ = settings_->broker + " at " + host.host + ":" + std::to_string(port);
         try {
-            dial_ = std::make_unique<Dial>(host.host, port, where_, settings_->options.connect_timeout,
-                                           mail_->GetWaker());
+            dial_ = std::make_unique<Dial>(Dial::Target{host.host, port, address_turn_}, where_,
+                                           settings_->options.connect_timeout, mail_->GetWaker());
         } catch (const std::exception& error) {
             OnConnectFailed({ErrorCode::kUnavailable, where_ + ": " + error.what(), {}}, now);
         }
@@ -402,6 +402,8 @@ private:
     void Disconnect(Clock::time_point now) {
         const Failure failure = *lost_;
         if (!open_) {
+            // Another of the host's addresses may be one that answers.
+            ++address_turn_;
             DropConnection();
             OnConnectFailed(failure, now);
             return;
@@ -429,8 +431,8 @@ private:
         if (connection_ != nullptr) {
             until = std::min({until, next_tick_, connection_->Acknowledge(Clock::now())});
             if (!open_) until = std::min(until, open_by_);
-        } else if (dial_ == nullptr) {
-            until = std::min(until, retry_at_);
+        } else {
+            until = std::min(until, dial_ == nullptr ? retry_at_ : dial_->Deadline());
         }
         const bool busy = connection_ != nullptr && connection_->HasMore();
         int timeout = busy || until <= now ? 0 : Milliseconds(until - now);
@@ -496,6 +498,7 @@ private:
     std::string where_ = {};
     std::string logged_ = {};
     std::size_t host_ = 0;
+    std::size_t address_turn_ = 0;  // how many connections have come to nothing before they were open
     std::size_t attempts_ = 0;
     mq::detail::Backoff backoff_{std::chrono::milliseconds{100}, std::chrono::seconds{10}};
     Clock::time_point retry_at_ = {};

@@ -16,6 +16,7 @@ namespace mq::activemq {
 
 /// What a broker has said of one queue.
 struct QueueState {
+    std::string name = {};        ///< Of the one queue that was asked for. Artemis alone.
     std::uint64_t messages = 0;   ///< Ready, delivered and not settled, or waiting for a retry.
     std::uint64_t consumers = 0;  ///< Of the whole group.
     std::uint64_t scheduled = 0;  ///< Of the messages: those that wait for a time. Artemis alone.
@@ -59,7 +60,7 @@ inline std::optional<QueueState> ReadQueueList(std::string_view body, std::strin
         std::optional<QueueState> state;
         for (const Json& row : list.at("data")) {
             if (row.value(by == QueuesBy::kName ? "name" : "address", "") != value) continue;
-            if (!state) state = QueueState{};
+            if (!state) state = QueueState{.name = row.value("name", "")};
             state->messages += detail::CountIn(row, "messageCount");
             state->consumers += detail::CountIn(row, "consumerCount");
             if (row.contains("scheduledCount"))
@@ -68,18 +69,6 @@ inline std::optional<QueueState> ReadQueueList(std::string_view body, std::strin
         return state;
     } catch (const Json::exception& error) {
         throw std::invalid_argument(std::string{"not an answer of listQueues: "} + error.what());
-    }
-}
-
-/// Reads the answer to an operation or attribute that is a number.
-/// @throws std::invalid_argument where it is none.
-inline std::int64_t ReadNumber(std::string_view body) {
-    using mq::detail::Json;
-    try {
-        const Json value = Json::parse(body).at(0);
-        return value.is_string() ? std::stoll(value.get<std::string>()) : value.get<std::int64_t>();
-    } catch (const Json::exception& error) {
-        throw std::invalid_argument(std::string{"not a number: "} + error.what());
     }
 }
 

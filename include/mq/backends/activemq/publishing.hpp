@@ -383,7 +383,7 @@ inline void PublishingLoop::Declare(Route& route, const GroupSource& source, Clo
         return MakeQueue(route, source, now);
     }
     route.declarations.Begin(source, Step::kLooking, {}, now);
-    route.looking = std::make_shared<Inquiry>(Question{source.queue}, now + kLook);
+    route.looking = std::make_shared<Inquiry>(QuestionAbout(source), now + kLook);
     Ask(route.looking);
 }
 

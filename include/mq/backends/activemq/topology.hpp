@@ -36,6 +36,16 @@ inline void RequireName(std::string_view name, const std::string& what) {
                                                  "the broker, expected none of * > ? , # and ::");
 }
 
+/// The queue of a durable subscription without a client id, as Artemis names it for its own clients.
+inline std::string CoreNameOf(std::string_view subscription) {
+    std::string name;
+    for (const char c : subscription) {
+        if (c == '.' || c == '\\') name += '\\';
+        name += c;
+    }
+    return name;
+}
+
 }  // namespace detail
 
 /// Takes an address apart: `NAME`, `topic://NAME` or `queue://NAME`.
@@ -66,6 +76,9 @@ struct GroupSource {
     std::string link = {};      ///< The name of a durable subscription; empty: of no matter.
     bool subscription = false;  ///< Artemis: a shared durable subscription, not a queue.
     std::string queue = {};     ///< The queue by the name that the broker's management has for it.
+    /// Its name where the broker is configured otherwise: Artemis with
+    /// amqp-use-core-subscription-naming. Empty for none.
+    std::string other_queue = {};
 };
 
 /// A destination as one broker's options make it: every name that goes over the wire.
@@ -111,7 +124,7 @@ public:
                             " has a | in it, behind which the broker does not look");
         }
         // A queue of its own, whose name says that no client id belongs to it.
-        return {address_.name, name, true, name + ":global"};
+        return {address_.name, name, true, name + ":global", detail::CoreNameOf(name)};
     }
 
     /// What to ask a broker by about the queues of all groups together: with Artemis the name of their
