@@ -282,6 +282,24 @@ TEST_CASE("RabbitMQ: a stream is refused, whatever else it was declared with", "
     CHECK(receiver->Messages().empty());
 }
 
+TEST_CASE("RabbitMQ: a queue that loses messages by itself is said, and used as it is", "[rabbitmq]") {
+    const std::string url = BrokerUrl();
+    if (url.empty()) return;
+    const Destination destination = Fresh();
+    NativeClient native{url};
+    native.DeclareQueue(destination->address + ".g", {{"x-max-length", "100"},
+                                                      {"x-message-ttl", "600000"},
+                                                      {"x-dead-letter-exchange", "elsewhere"},
+                                                      {"x-queue-mode", "lazy"}});
+    Connected client{url};
+    const auto receiver = std::make_shared<RecordingReceiver>();
+    const auto consumer = client.SubscribeActive(destination, "g", receiver);
+    CHECK(client.log.WaitForLine("x-max-length = 100"));
+    CHECK(client.log.WaitForLine("x-message-ttl = 600000"));
+    REQUIRE(client.Send(destination, "m") == nullptr);
+    CHECK(receiver->WaitForMessages(1));
+}
+
 TEST_CASE("RabbitMQ: a delivery limit drops nothing that no handler has begun with", "[rabbitmq]") {
     const std::string url = BrokerUrl();
     if (url.empty()) return;

@@ -174,6 +174,7 @@ struct Subscription {
     unsigned mended = 0;      ///< Standstills in turn.
     unsigned unreadable = 0;  ///< Connections in turn that one of its messages has broken.
     bool warned_of_limit = false;
+    bool warned_of_losses = false;
     std::string logged = {};
     mq::detail::Backoff backoff{std::chrono::milliseconds{100}, std::chrono::seconds{10}};
 };
@@ -637,6 +638,12 @@ inline void ConsumingLoop::NoteArguments(Subscription& subscription, const Setup
             "the queue " + subscription.queue +
                 " is not known to have a single active consumer, so that members of the group " +
                 subscription.what.group + " may overtake each other: " + why);
+    }
+    if (result.arguments && !std::exchange(subscription.warned_of_losses, true)) {
+        for (const std::string& loss : result.arguments->Losses()) {
+            Log(LogLevel::kWarning,
+                "the queue " + subscription.queue + " does not keep all that is confirmed: " + loss);
+        }
     }
     constexpr std::size_t kMost = UINT16_MAX;
     subscription.prefetch = std::min(subscription.what.prefetch, kMost);
