@@ -53,6 +53,16 @@ TEST_CASE("RabbitMQ: what a queue may lose by itself is told from its arguments"
     CHECK(queue.Losses().front().find("dead-letters") != std::string::npos);
 }
 
+TEST_CASE("RabbitMQ: a policy adds to a queue's arguments, and the lower limit holds", "[rabbitmq]") {
+    QueueArguments queue{"quorum"};
+    CHECK(queue.Correct(Differs("x-delivery-limit", "the value '5' of type 'signedint'")));
+    queue.Add({{"delivery-limit", "7"}, {"message-ttl", "1000"}, {"overflow", "reject-publish"}});
+    CHECK(queue.DeliveryLimit() == 5);
+    CHECK(queue.Losses().size() == 1);
+    queue.Add({{"delivery-limit", "3"}});
+    CHECK(queue.DeliveryLimit() == 3);
+}
+
 TEST_CASE("RabbitMQ: what a queue was not declared with is taken out of the guess", "[rabbitmq]") {
     QueueArguments guess{"quorum"};
     guess.Set("x-single-active-consumer", {QueueArguments::Type::kFlag, "true"});

@@ -31,6 +31,19 @@ public:
 
     void Set(const std::string& name, Value value) { values_[name] = std::move(value); }
 
+    /// Adds what policies say, by the names of policies. Of two limits the lower one holds.
+    void Add(const std::map<std::string, std::string>& policy) {
+        for (const auto& [name, text] : policy) {
+            const bool number = text.find_first_not_of("-0123456789") == std::string::npos;
+            const auto value = Checked({number ? Type::kNumber : Type::kText, text});
+            const auto known = Find("x-" + name);
+            const bool lower = known && value && known->type == Type::kNumber &&
+                               value->type == Type::kNumber &&
+                               std::stoll(value->text) < std::stoll(known->text);
+            if (value && (!known || lower)) Set("x-" + name, *value);
+        }
+    }
+
     /// Takes over what a refusal says, such as "PRECONDITION_FAILED - inequivalent arg 'x-expires' for
     /// queue 'q' in vhost '/': received none but current is the value '1000' of type 'signedint'".
     /// @returns false where it says nothing that could be taken over: the guess is not to be tried
