@@ -6,6 +6,8 @@
 #include "../support/relay.hpp"
 #include <mq/backends/rabbitmq_management.hpp>
 
+#include <poll.h>
+
 #include <algorithm>
 #include <atomic>
 #include <chrono>
@@ -16,6 +18,8 @@
 #include <memory>
 #include <stdexcept>
 #include <string>
+#include <string_view>
+#include <utility>
 #include <vector>
 
 namespace {
@@ -438,4 +442,53 @@ TEST_CASE("RabbitMQ: a consumer and a publisher that stand still are mended with
     CHECK(Eventually([&] { return consumer->State().standstill.empty(); }));
     CHECK(publisher.sink.WaitForConfirmed(1));
     CHECK(publisher.log.WaitForLine("it has confirmed none of"));
+}
+
+namespace {
+
+/// Waits on its socket for as long as there is one, as the client library does by TLS where a frame
+/// does not fit.
+class StuckLoop final : public mq::rabbitmq::detail::IoLoop {
+public:
+    StuckLoop(std::shared_ptr<const mq::rabbitmq::detail::Settings> settings,
+              std::shared_ptr<mq::rabbitmq::detail::Mailbox> mailbox)
+        : IoLoop(std::move(settings), std::move(mailbox), "be stuck") {}
+
+    std::atomic<bool> stuck = false;
+
+private:
+    void Turn(mq::backend::Clock::time_point /*now*/) override {
+        if (!Up()) return;
+        stuck = true;
+        pollfd socket{Wire().Socket(), 0, 0};
+        ::poll(&socket, 1, -1);
+    }
+    [[nodiscard]] mq::backend::Clock::time_point NextTurn() const override {
+        return mq::backend::Clock::time_point::max();
+    }
+    [[nodiscard]] bool Finished(mq::backend::Clock::time_point /*now*/) const override { return stuck; }
+    void OnEnd() override {}
+    void OnUp() override {}
+    void OnDown(const mq::rabbitmq::Failure& /*failure*/) override {}
+    void OnMethod(std::uint16_t /*channel*/, const amqp_method_t& /*method*/) override {}
+    void OnProperties(std::uint16_t /*channel*/, const amqp_basic_properties_t& /*properties*/,
+                      std::uint64_t /*body_size*/) override {}
+    void OnBody(std::uint16_t /*channel*/, std::string_view /*fragment*/) override {}
+};
+
+}  // namespace
+
+TEST_CASE("RabbitMQ: closing cuts a connection that holds its thread", "[rabbitmq]") {
+    const std::string url = BrokerUrl();
+    if (url.empty()) return;
+    mq::test::RecordingLog log;
+    auto settings = std::make_shared<mq::rabbitmq::detail::Settings>();
+    settings->context.url = mq::ParseUrl(url);
+    settings->context.log = log.Sink();
+    StuckLoop loop{settings, std::make_shared<mq::rabbitmq::detail::Mailbox>()};
+    loop.Start();
+    REQUIRE(Eventually([&] { return loop.stuck.load(); }));
+    const auto begin = mq::backend::Clock::now();
+    loop.Join(begin + 100ms);
+    CHECK(mq::backend::Clock::now() - begin < mq::test::kPrompt);
 }

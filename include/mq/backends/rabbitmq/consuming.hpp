@@ -301,7 +301,7 @@ public:
     /// Hangs up and joins the thread; consumers that are still open become kRetrying. Thread-safe.
     void Close() noexcept {
         mailbox_->Post([&] { mailbox_->closing = true; });
-        Join();
+        Join(Clock::now());
         mailbox_->End([] {});
     }
 
