@@ -9,6 +9,7 @@
 #include <netdb.h>
 
 #include <atomic>
+#include <chrono>
 #include <cstdint>
 #include <cstring>
 #include <filesystem>
@@ -49,6 +50,20 @@ struct TwoAddresses {
     const SilentPort silent;
 };
 
+std::filesystem::path Folder() {
+    return mq::test::FromEnvironment("MQ_TEST_RABBITMQ_DIR").value_or("");
+}
+
+std::string Trusted() { return (Folder() / "tls" / "ca.pem").string(); }
+
+/// Empty, with the test case skipped, where there is none.
+std::string TlsUrl() {
+    std::ifstream file{Folder() / "url-tls"};
+    std::string url;
+    if (!std::getline(file, url)) mq::test::SkipCase("there is no RabbitMQ with a TLS listener");
+    return url;
+}
+
 }  // namespace
 
 extern "C" int getaddrinfo(const char* node, const char* service, const addrinfo* hints,
@@ -77,13 +92,10 @@ TEST_CASE("RabbitMQ: a silent address of a host does not keep from the others", 
 
 TEST_CASE("RabbitMQ: the same by TLS, with the certificate checked against the host's name",
           "[rabbitmq]") {
-    const auto folder = mq::test::FromEnvironment("MQ_TEST_RABBITMQ_DIR");
-    const std::filesystem::path broker = folder.value_or("");
-    std::ifstream file{broker / "url-tls"};
-    std::string url;
-    if (!std::getline(file, url)) return mq::test::SkipCase("there is no RabbitMQ with a TLS listener");
+    const std::string url = TlsUrl();
+    if (url.empty()) return;
     const TwoAddresses names{mq::ParseUrl(url).hosts[0].port};
-    const std::string trusted = (broker / "tls" / "ca.pem").string();
+    const std::string trusted = Trusted();
     Connected client{url, {{"tls.ca", trusted}, {"connect_timeout", "25s"}}};
     CHECK(client.Send(Fresh(), mq::test::MakeMessage("m"), 20s) == nullptr);
     Connected stranger{url};

@@ -4,15 +4,22 @@
 #include "../support/catch.hpp"
 #include "../support/rabbitmq_fixture.hpp"
 #include "../support/relay.hpp"
+#include <mq/backends/rabbitmq_management.hpp>
+
+#include <poll.h>
 
 #include <algorithm>
 #include <atomic>
 #include <chrono>
 #include <cstddef>
 #include <cstdint>
+#include <filesystem>
+#include <fstream>
 #include <memory>
 #include <stdexcept>
 #include <string>
+#include <string_view>
+#include <utility>
 #include <vector>
 
 namespace {
@@ -282,22 +289,38 @@ TEST_CASE("RabbitMQ: a stream is refused, whatever else it was declared with", "
     CHECK(receiver->Messages().empty());
 }
 
-TEST_CASE("RabbitMQ: a delivery limit drops nothing that no handler has begun with", "[rabbitmq]") {
+TEST_CASE("RabbitMQ: a queue that loses messages by itself is said, and used as it is", "[rabbitmq]") {
     const std::string url = BrokerUrl();
     if (url.empty()) return;
     const Destination destination = Fresh();
     NativeClient native{url};
-    native.DeclareQueue(destination->address + ".g",
-                        {{"x-queue-type", "quorum"}, {"x-delivery-limit", "3"}});
+    native.DeclareQueue(destination->address + ".g", {{"x-max-length", "100"},
+                                                      {"x-message-ttl", "600000"},
+                                                      {"x-dead-letter-exchange", "elsewhere"},
+                                                      {"x-queue-mode", "lazy"}});
+    Connected client{url};
+    const auto receiver = std::make_shared<RecordingReceiver>();
+    const auto consumer = client.SubscribeActive(destination, "g", receiver);
+    CHECK(client.log.WaitForLine("x-max-length = 100"));
+    CHECK(client.log.WaitForLine("x-message-ttl = 600000"));
+    REQUIRE(client.Send(destination, "m") == nullptr);
+    CHECK(receiver->WaitForMessages(1));
+}
+
+namespace {
+
+/// Each life of a process handles one message and is gone: how many lives it takes that way, and
+/// nothing may be dropped that no handler has begun with.
+void CheckLives(const std::string& url, const Destination& destination, const Options& options,
+                const std::string& said) {
     Connected sender{url};
     constexpr std::size_t kMessages = 20;
     for (std::size_t i = 0; i < kMessages; ++i) {
         REQUIRE(sender.Send(destination, std::to_string(i)) == nullptr);
     }
-    // Each life of the process handles one message and is gone.
     for (std::size_t i = 0; i < kMessages; ++i) {
         INFO("the life " << i);
-        Connected client{url};
+        Connected client{url, options};
         const auto receiver = std::make_shared<RecordingReceiver>(Receive::kHold);
         const auto consumer = client.Subscribe(destination, "g", receiver);
         REQUIRE(receiver->WaitForHeld(std::min<std::size_t>(3, kMessages - i)));
@@ -306,9 +329,72 @@ TEST_CASE("RabbitMQ: a delivery limit drops nothing that no handler has begun wi
         consumer->Stop();
         consumer->Close(mq::backend::Clock::now() + 10s);
         receiver->DropHeld();
-        if (i == 0) CHECK(client.log.WaitForLine("x-delivery-limit"));
+        CHECK(client.log.WaitForLine(said));
     }
-    CHECK_FALSE(native.Get(destination->address + ".g", [](auto&&...) {}));
+    CHECK_FALSE(NativeClient{url}.Get(destination->address + ".g", [](auto&&...) {}));
+}
+
+/// Sets a policy by the management, which is gone with the object.
+class Policy {
+public:
+    Policy(const std::string& management, const std::string& queue, const std::string& definition)
+        : url_(management + "/api/policies/%2F/" + queue) {
+        Do("PUT", R"({"apply-to": "queues", "pattern": "^)" + queue + R"($", "definition": )" +
+                      definition + "}");
+    }
+    Policy(const Policy&) = delete;
+    Policy& operator=(const Policy&) = delete;
+    ~Policy() { Do("DELETE", {}); }
+
+private:
+    void Do(const char* what, const std::string& body) const {
+        CURL* const handle = ::curl_easy_init();
+        ::curl_easy_setopt(handle, CURLOPT_URL, url_.c_str());
+        ::curl_easy_setopt(handle, CURLOPT_USERPWD, "guest:guest");
+        ::curl_easy_setopt(handle, CURLOPT_CUSTOMREQUEST, what);
+        ::curl_easy_setopt(handle, CURLOPT_COPYPOSTFIELDS, body.c_str());
+        ::curl_easy_setopt(handle, CURLOPT_TIMEOUT, 30L);
+        CHECK(::curl_easy_perform(handle) == CURLE_OK);
+        long status = 0;
+        ::curl_easy_getinfo(handle, CURLINFO_RESPONSE_CODE, &status);
+        CHECK(status / 100 == 2);
+        ::curl_easy_cleanup(handle);
+    }
+
+    const std::string url_;
+};
+
+}  // namespace
+
+TEST_CASE("RabbitMQ: a delivery limit drops nothing that no handler has begun with", "[rabbitmq]") {
+    const std::string url = BrokerUrl();
+    if (url.empty()) return;
+    const Destination destination = Fresh();
+    NativeClient native{url};
+    native.DeclareQueue(destination->address + ".g",
+                        {{"x-queue-type", "quorum"}, {"x-delivery-limit", "3"}});
+    CheckLives(url, destination, {}, "returned 3 times");
+}
+
+TEST_CASE("RabbitMQ: a delivery limit that a policy sets is known where the management can be asked",
+          "[rabbitmq]") {
+    const std::string url = BrokerUrl();
+    if (url.empty()) return;
+    std::ifstream file{std::filesystem::path{*mq::test::FromEnvironment("MQ_TEST_RABBITMQ_DIR")} /
+                       "management"};
+    std::string management;
+    REQUIRE(std::getline(file, management));
+    const Destination destination = Fresh();
+    NativeClient native{url};
+    native.DeclareQueue(destination->address + ".g", {{"x-queue-type", "quorum"}});
+    const Policy policy{management, destination->address + ".g", R"({"delivery-limit": 3})"};
+    const auto asked = mq::rabbitmq::MakeHttpManagement(
+        {.broker = "RabbitMQ", .url = mq::ParseUrl(management), .user = "guest", .password = "guest"});
+    REQUIRE(Eventually([&] {
+        return !asked->PolicyOf("/", destination->address + ".g", mq::backend::Clock::now() + 10s)
+                    .empty();
+    }));
+    CheckLives(url, destination, {{"management", management}}, "returned 3 times");
 }
 
 // It lasts as long as the silence after which something is taken to stand still.
@@ -356,4 +442,53 @@ TEST_CASE("RabbitMQ: a consumer and a publisher that stand still are mended with
     CHECK(Eventually([&] { return consumer->State().standstill.empty(); }));
     CHECK(publisher.sink.WaitForConfirmed(1));
     CHECK(publisher.log.WaitForLine("it has confirmed none of"));
+}
+
+namespace {
+
+/// Waits on its socket for as long as there is one, as the client library does by TLS where a frame
+/// does not fit.
+class StuckLoop final : public mq::rabbitmq::detail::IoLoop {
+public:
+    StuckLoop(std::shared_ptr<const mq::rabbitmq::detail::Settings> settings,
+              std::shared_ptr<mq::rabbitmq::detail::Mailbox> mailbox)
+        : IoLoop(std::move(settings), std::move(mailbox), "be stuck") {}
+
+    std::atomic<bool> stuck = false;
+
+private:
+    void Turn(mq::backend::Clock::time_point /*now*/) override {
+        if (!Up()) return;
+        stuck = true;
+        pollfd socket{Wire().Socket(), 0, 0};
+        ::poll(&socket, 1, -1);
+    }
+    [[nodiscard]] mq::backend::Clock::time_point NextTurn() const override {
+        return mq::backend::Clock::time_point::max();
+    }
+    [[nodiscard]] bool Finished(mq::backend::Clock::time_point /*now*/) const override { return stuck; }
+    void OnEnd() override {}
+    void OnUp() override {}
+    void OnDown(const mq::rabbitmq::Failure& /*failure*/) override {}
+    void OnMethod(std::uint16_t /*channel*/, const amqp_method_t& /*method*/) override {}
+    void OnProperties(std::uint16_t /*channel*/, const amqp_basic_properties_t& /*properties*/,
+                      std::uint64_t /*body_size*/) override {}
+    void OnBody(std::uint16_t /*channel*/, std::string_view /*fragment*/) override {}
+};
+
+}  // namespace
+
+TEST_CASE("RabbitMQ: closing cuts a connection that holds its thread", "[rabbitmq]") {
+    const std::string url = BrokerUrl();
+    if (url.empty()) return;
+    mq::test::RecordingLog log;
+    auto settings = std::make_shared<mq::rabbitmq::detail::Settings>();
+    settings->context.url = mq::ParseUrl(url);
+    settings->context.log = log.Sink();
+    StuckLoop loop{settings, std::make_shared<mq::rabbitmq::detail::Mailbox>()};
+    loop.Start();
+    REQUIRE(Eventually([&] { return loop.stuck.load(); }));
+    const auto begin = mq::backend::Clock::now();
+    loop.Join(begin + 100ms);
+    CHECK(mq::backend::Clock::now() - begin < mq::test::kPrompt);
 }

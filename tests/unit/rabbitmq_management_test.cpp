@@ -37,6 +37,17 @@ TEST_CASE("what is no answer about a queue is refused", "[rabbitmq]") {
     }
 }
 
+TEST_CASE("what policies say of a queue is read from what the management tells", "[rabbitmq]") {
+    const auto policy = mq::rabbitmq::ReadQueuePolicy(
+        R"({"effective_policy_definition": {"delivery-limit": 3, "overflow": "drop-head", "x": [1]}})");
+    CHECK(policy == mq::rabbitmq::QueuePolicy{{"delivery-limit", "3"}, {"overflow", "drop-head"}});
+    for (const char* none :
+         {"{}", R"({"effective_policy_definition": []})", R"({"effective_policy_definition": null})"}) {
+        CHECK(mq::rabbitmq::ReadQueuePolicy(none).empty());
+    }
+    CHECK_THROWS_AS(mq::rabbitmq::ReadQueuePolicy("<html>"), std::invalid_argument);
+}
+
 TEST_CASE("a queue is taken for empty when it has looked so for as long as counts are old",
           "[rabbitmq]") {
     mq::rabbitmq::detail::EmptyQueues queues{5s};

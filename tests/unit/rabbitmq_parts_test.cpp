@@ -38,6 +38,31 @@ TEST_CASE("RabbitMQ: refusals tell what a queue was declared with", "[rabbitmq]"
     CHECK_FALSE(guess.Durable());
 }
 
+TEST_CASE("RabbitMQ: what a queue may lose by itself is told from its arguments", "[rabbitmq]") {
+    QueueArguments queue{"classic"};
+    CHECK(queue.Losses().empty());
+    CHECK(queue.Correct(Differs("x-max-length", "the value '1000' of type 'signedint'")));
+    CHECK(queue.Correct(Differs("x-message-ttl", "the value '60000' of type 'signedint'")));
+    CHECK(queue.Correct(Differs("auto_delete", "'true'")));
+    CHECK(queue.Losses().size() == 3);
+    CHECK(queue.Losses().front().find("drops") != std::string::npos);
+    // A full queue that refuses loses nothing: the send fails.
+    CHECK(queue.Correct(Differs("x-overflow", "the value 'reject-publish' of type 'longstr'")));
+    CHECK(queue.Correct(Differs("x-dead-letter-exchange", "the value 'dead' of type 'longstr'")));
+    REQUIRE(queue.Losses().size() == 2);
+    CHECK(queue.Losses().front().find("dead-letters") != std::string::npos);
+}
+
+TEST_CASE("RabbitMQ: a policy adds to a queue's arguments, and the lower limit holds", "[rabbitmq]") {
+    QueueArguments queue{"quorum"};
+    CHECK(queue.Correct(Differs("x-delivery-limit", "the value '5' of type 'signedint'")));
+    queue.Add({{"delivery-limit", "7"}, {"message-ttl", "1000"}, {"overflow", "reject-publish"}});
+    CHECK(queue.DeliveryLimit() == 5);
+    CHECK(queue.Losses().size() == 1);
+    queue.Add({{"delivery-limit", "3"}});
+    CHECK(queue.DeliveryLimit() == 3);
+}
+
 TEST_CASE("RabbitMQ: what a queue was not declared with is taken out of the guess", "[rabbitmq]") {
     QueueArguments guess{"quorum"};
     guess.Set("x-single-active-consumer", {QueueArguments::Type::kFlag, "true"});

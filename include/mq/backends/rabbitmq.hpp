@@ -41,6 +41,7 @@
 #include <mq/backends/rabbitmq/consuming.hpp>
 #include <mq/backends/rabbitmq/management.hpp>
 #include <mq/backends/rabbitmq/options.hpp>
+#include <mq/backends/rabbitmq/policy_desk.hpp>
 #include <mq/backends/rabbitmq/probing.hpp>
 #include <mq/backends/rabbitmq/publishing.hpp>
 #include <mq/backends/rabbitmq/topology.hpp>
@@ -89,7 +90,8 @@ public:
           empty_queues_(settings_->options.management_age),
           publishing_(settings_),
           probing_(settings_),
-          consuming_(settings_, probing_) {
+          policies_(management_, VirtualHost(settings_->context.url)),
+          consuming_(settings_, probing_, policies_) {
         if (settings_->context.url.scheme == "amqps" && !settings_->options.tls_verify) {
             settings_->context.log(
                 LogLevel::kWarning,
@@ -128,6 +130,7 @@ public:
     void Close(backend::Clock::time_point deadline) noexcept override {
         publishing_.Close(deadline);
         consuming_.Close();
+        policies_.Close();
         probing_.Close();
     }
 
@@ -145,7 +148,7 @@ private:
     }
 
     // Null where the config does not say where it is.
-    static std::unique_ptr<Management> ManagementOf(const detail::Settings& settings) {
+    static std::shared_ptr<Management> ManagementOf(const detail::Settings& settings) {
         const Options& options = settings.options;
         if (!options.management) return nullptr;
         const Url& broker = settings.context.url;
@@ -167,10 +170,11 @@ private:
                        backend::Backlog& backlog);
 
     const std::shared_ptr<const detail::Settings> settings_;
-    const std::unique_ptr<Management> management_;
+    const std::shared_ptr<Management> management_;
     detail::EmptyQueues empty_queues_;
     detail::PublishingLoop publishing_;
     detail::ProbingLoop probing_;
+    detail::PolicyDesk policies_;
     detail::ConsumingLoop consuming_;
 };
 

@@ -49,6 +49,28 @@ inline std::optional<QueueTotals> ReadQueueTotals(std::string_view body) {
     }
 }
 
+/// What policies say, in an answer about one queue.
+/// @throws std::invalid_argument where it is no such answer.
+inline QueuePolicy ReadQueuePolicy(std::string_view body) {
+    using mq::detail::Json;
+    try {
+        const Json queue = Json::parse(body);
+        if (!queue.is_object()) throw std::invalid_argument("not an object");
+        QueuePolicy policy;
+        // Without a policy it is an empty list, or null.
+        if (!queue.contains("effective_policy_definition")) return policy;
+        const Json& definition = queue.at("effective_policy_definition");
+        if (!definition.is_object()) return policy;
+        for (const auto& [name, value] : definition.items()) {
+            if (value.is_string()) policy[name] = value.get<std::string>();
+            if (value.is_number_integer()) policy[name] = std::to_string(value.get<std::int64_t>());
+        }
+        return policy;
+    } catch (const Json::exception& error) {
+        throw std::invalid_argument(std::string{"not what is told of a queue: "} + error.what());
+    }
+}
+
 namespace detail {
 
 /// Asks by HTTP. Connections are kept: one for each question that is asked at the same time.
@@ -61,10 +83,47 @@ public:
 
     std::optional<QueueTotals> TotalsOf(const std::string& virtual_host, const std::string& queue,
                                         std::chrono::steady_clock::time_point deadline) override {
+        const auto answer =
+            Ask(virtual_host, queue, "messages_ready,messages_unacknowledged", deadline);
+        if (!answer) return std::nullopt;
+        return Read(*answer, &ReadQueueTotals);
+    }
+
+    QueuePolicy PolicyOf(const std::string& virtual_host, const std::string& queue,
+                         std::chrono::steady_clock::time_point deadline) override {
+        const auto answer = Ask(virtual_host, queue, "name,effective_policy_definition", deadline);
+        if (!answer) return {};
+        return Read(*answer, &ReadQueuePolicy);
+    }
+
+private:
+    struct Cleanup {
+        void operator()(CURL* handle) const noexcept { ::curl_easy_cleanup(handle); }
+    };
+    using Handle = std::unique_ptr<CURL, Cleanup>;
+    struct FreeText {
+        void operator()(char* text) const noexcept { ::curl_free(text); }
+    };
+
+    struct Response {
+        std::string body = {};
+        long status = 0;
+        std::string trouble = {};
+    };
+
+    struct Answer {
+        std::string where = {};
+        std::string body = {};
+    };
+
+    // Some columns of what is told of a queue, by the first host that answers; nothing where there is
+    // no such queue.
+    std::optional<Answer> Ask(const std::string& virtual_host, const std::string& queue,
+                              const std::string& columns,
+                              std::chrono::steady_clock::time_point deadline) {
         Handle handle = Take();
         const std::string path = "/api/queues/" + Escaped(handle.get(), virtual_host) + "/" +
-                                 Escaped(handle.get(), queue) +
-                                 "?columns=messages_ready,messages_unacknowledged";
+                                 Escaped(handle.get(), queue) + "?columns=" + columns;
         std::string why;
         std::size_t left = settings_.url.hosts.size();
         for (const HostPort& host : settings_.url.hosts) {
@@ -82,29 +141,19 @@ public:
             if (response.status != 200) {
                 throw std::runtime_error(where + " answers " + std::to_string(response.status));
             }
-            try {
-                return ReadQueueTotals(response.body);
-            } catch (const std::invalid_argument& error) {
-                throw std::runtime_error(where + ": " + error.what());
-            }
+            return Answer{where, std::move(response.body)};
         }
         throw std::runtime_error(why);
     }
 
-private:
-    struct Cleanup {
-        void operator()(CURL* handle) const noexcept { ::curl_easy_cleanup(handle); }
-    };
-    using Handle = std::unique_ptr<CURL, Cleanup>;
-    struct FreeText {
-        void operator()(char* text) const noexcept { ::curl_free(text); }
-    };
-
-    struct Response {
-        std::string body = {};
-        long status = 0;
-        std::string trouble = {};
-    };
+    template <typename Result>
+    static Result Read(const Answer& answer, Result (*reader)(std::string_view)) {
+        try {
+            return reader(answer.body);
+        } catch (const std::invalid_argument& error) {
+            throw std::runtime_error(answer.where + ": " + error.what());
+        }
+    }
 
     // What is told of one queue, without the columns that are not asked for, is far shorter.
     static constexpr std::size_t kLongestBody = std::size_t{1} << 20u;

@@ -9,6 +9,7 @@
 #include <mq/backends/rabbitmq/codec.hpp>
 #include <mq/backends/rabbitmq/io_loop.hpp>
 #include <mq/backends/rabbitmq/mailbox.hpp>
+#include <mq/backends/rabbitmq/policy_desk.hpp>
 #include <mq/backends/rabbitmq/probing.hpp>
 #include <mq/backends/rabbitmq/topology.hpp>
 #include <mq/backends/rabbitmq/watch.hpp>
@@ -47,9 +48,11 @@ struct ChannelLife {
 
 /// A request to the consuming loop about one subscription.
 struct Command {
-    enum class Kind : unsigned char { kOpen, kStop, kClose };
+    enum class Kind : unsigned char { kOpen, kStop, kClose, kPolicy };
     Kind kind = Kind::kOpen;
     std::shared_ptr<Subscription> subscription = {};
+    QueuePolicy policy = {};    ///< kPolicy: the answer,
+    std::uint64_t inquiry = 0;  ///< and to which question.
 };
 
 /// What other threads leave for the consuming loop. Bounded by the number of subscriptions.
@@ -118,7 +121,7 @@ struct ReceivedProbe {
 struct Subscription {
     enum class Stage : unsigned char {
         kIdle,       ///< No channel; tried again at retry_at, where it is still wanted.
-        kSettingUp,  ///< The queue is being looked for.
+        kSettingUp,  ///< The queue is being looked for, and then its policies.
         kOpening,    ///< The channel is being opened.
         kConsuming,
         kClosing,  ///< channel.close is on its way.
@@ -163,6 +166,8 @@ struct Subscription {
     bool limited = false;  ///< The queue drops what was returned too often.
     Assembly assembly = {};
     std::deque<ReceivedProbe> probes = {};
+    SetupResult found = {};      ///< What its setup has shown, while policies are asked for.
+    std::uint64_t inquiry = 0;   ///< The number of that question.
     std::uint64_t barriers = 0;  ///< Questions to the channel that are not answered yet.
     Clock::time_point asked_at = {};
     Clock::time_point retry_at = {};
@@ -174,6 +179,7 @@ struct Subscription {
     unsigned mended = 0;      ///< Standstills in turn.
     unsigned unreadable = 0;  ///< Connections in turn that one of its messages has broken.
     bool warned_of_limit = false;
+    bool warned_of_losses = false;
     std::string logged = {};
     mq::detail::Backoff backoff{std::chrono::milliseconds{100}, std::chrono::seconds{10}};
 };
@@ -237,7 +243,7 @@ public:
 
 private:
     bool PostCommand(Command::Kind kind) {
-        return mailbox_->Post([&] { mailbox_->commands.push_back({kind, subscription_}); });
+        return mailbox_->Post([&] { mailbox_->commands.push_back({kind, subscription_, {}, 0}); });
     }
 
     const std::shared_ptr<ConsumingMailbox> mailbox_;
@@ -249,9 +255,10 @@ private:
 
 class ConsumingLoop final : public IoLoop {
 public:
-    /// `probing` answers the probes that this loop receives; it is there as long as the loop.
-    ConsumingLoop(std::shared_ptr<const Settings> settings, ProbingLoop& probing)
-        : ConsumingLoop(std::move(settings), probing, std::make_shared<ConsumingMailbox>()) {}
+    /// `probing` answers the probes that this loop receives, `policies` what it asks of queues; both
+    /// are there as long as the loop.
+    ConsumingLoop(std::shared_ptr<const Settings> settings, ProbingLoop& probing, PolicyDesk& policies)
+        : ConsumingLoop(std::move(settings), probing, policies, std::make_shared<ConsumingMailbox>()) {}
 
     ~ConsumingLoop() override { Close(); }
 
@@ -267,7 +274,7 @@ public:
                         settings_->broker + ": cannot start a thread: " + error.what());
         }
         if (!mailbox_->Post([&] {
-                mailbox_->commands.push_back({Command::Kind::kOpen, subscription});
+                mailbox_->commands.push_back({Command::Kind::kOpen, subscription, {}, 0});
             })) {
             throw Error(ErrorCode::kClosed, settings_->broker + ": the client is closed");
         }
@@ -294,7 +301,7 @@ public:
     /// Hangs up and joins the thread; consumers that are still open become kRetrying. Thread-safe.
     void Close() noexcept {
         mailbox_->Post([&] { mailbox_->closing = true; });
-        Join();
+        Join(Clock::now());
         mailbox_->End([] {});
     }
 
@@ -315,11 +322,12 @@ private:
     static constexpr std::chrono::minutes kUnreadablePause{1};
     static constexpr std::chrono::minutes kLongestUnreadablePause{16};
 
-    ConsumingLoop(std::shared_ptr<const Settings> settings, ProbingLoop& probing,
+    ConsumingLoop(std::shared_ptr<const Settings> settings, ProbingLoop& probing, PolicyDesk& policies,
                   std::shared_ptr<ConsumingMailbox> mailbox)
         : IoLoop(std::move(settings), mailbox, "consume"),
           mailbox_(std::move(mailbox)),
-          probing_(probing) {}
+          probing_(probing),
+          policies_(policies) {}
 
     void Turn(Clock::time_point now) override;
     [[nodiscard]] Clock::time_point NextTurn() const override;
@@ -334,6 +342,8 @@ private:
 
     void Do(const Command& command);
     void Open(const Shared& subscription);
+    void OnSetUp(const Shared& subscription, const SetupResult& result);
+    void OnPolicy(const Command& command);
     void OpenChannel(const Shared& subscription, const SetupResult& result);
     void NoteArguments(Subscription& subscription, const SetupResult& result);
     void Refuse(const Shared& subscription);
@@ -392,6 +402,7 @@ private:
 
     const std::shared_ptr<ConsumingMailbox> mailbox_;
     ProbingLoop& probing_;
+    PolicyDesk& policies_;
     mutable std::mutex known_mutex_ = {};  // guards known_
     std::vector<std::weak_ptr<Subscription>> known_ = {};
 
@@ -580,6 +591,7 @@ inline void ConsumingLoop::Do(const Command& command) {
         }
         case Command::Kind::kStop: Stop(*command.subscription); return;
         case Command::Kind::kClose: BeginClose(command.subscription); return;
+        case Command::Kind::kPolicy: OnPolicy(command); return;
     }
 }
 
@@ -588,7 +600,34 @@ inline void ConsumingLoop::Open(const Shared& subscription) {
     const backend::Subscribing& what = subscription->what;
     setup_.Run(StepsForGroup(subscription->topology, what.group, what.destination->ordered,
                              settings_->options),
-               [this, subscription](const SetupResult& result) { OpenChannel(subscription, result); });
+               [this, subscription](const SetupResult& result) { OnSetUp(subscription, result); });
+}
+
+// Only a quorum queue counts returns, and a policy may say how many it takes: that is worth the wait
+// for the management, where there is one.
+inline void ConsumingLoop::OnSetUp(const Shared& subscription, const SetupResult& result) {
+    const bool counts = !result.failure && result.arguments && result.arguments->IsOfType("quorum");
+    if (!counts || !Up() || subscription->stage != Subscription::Stage::kSettingUp) {
+        return OpenChannel(subscription, result);
+    }
+    subscription->found = result;
+    const std::uint64_t inquiry = ++subscription->inquiry;
+    const bool asked = policies_.Ask(
+        subscription->queue, [mailbox = mailbox_, subscription, inquiry](QueuePolicy policy) {
+            mailbox->Post([&] {
+                mailbox->commands.push_back(
+                    {Command::Kind::kPolicy, subscription, std::move(policy), inquiry});
+            });
+        });
+    if (!asked) OpenChannel(subscription, result);
+}
+
+inline void ConsumingLoop::OnPolicy(const Command& command) {
+    Subscription& subscription = *command.subscription;
+    if (command.inquiry != subscription.inquiry || !subscription.found.arguments) return;
+    SetupResult result = std::exchange(subscription.found, {});
+    result.arguments->Add(command.policy);
+    OpenChannel(command.subscription, result);
 }
 
 inline void ConsumingLoop::OpenChannel(const Shared& subscription, const SetupResult& result) {
@@ -637,6 +676,12 @@ inline void ConsumingLoop::NoteArguments(Subscription& subscription, const Setup
             "the queue " + subscription.queue +
                 " is not known to have a single active consumer, so that members of the group " +
                 subscription.what.group + " may overtake each other: " + why);
+    }
+    if (result.arguments && !std::exchange(subscription.warned_of_losses, true)) {
+        for (const std::string& loss : result.arguments->Losses()) {
+            Log(LogLevel::kWarning,
+                "the queue " + subscription.queue + " does not keep all that is confirmed: " + loss);
+        }
     }
     constexpr std::size_t kMost = UINT16_MAX;
     subscription.prefetch = std::min(subscription.what.prefetch, kMost);
@@ -969,6 +1014,7 @@ inline void ConsumingLoop::OnDown(const Failure& failure) {
     for (const Shared& subscription : std::set<Shared>{subscriptions_}) {
         const bool had_channel = subscription->channel != 0;
         subscription->barriers = 0;
+        subscription->found = {};
         if (had_channel) EndLife(*subscription);
         subscription->stage = Subscription::Stage::kIdle;
         if (subscription->closing) {
@@ -1017,6 +1063,7 @@ inline void ConsumingLoop::OnEnd() {
         inquiry->Finish(std::move(answer));
     }
     for (const Command& command : commands) {
+        if (command.kind == Command::Kind::kPolicy) continue;
         subscriptions_.insert(command.subscription);
         if (command.kind == Command::Kind::kClose) command.subscription->closing = true;
     }

@@ -130,11 +130,24 @@ public:
         started_ = true;
     }
 
-    /// Waits until the thread has ended, which the derived class has asked it to. Idempotent;
-    /// thread-safe.
-    void Join() {
+    /// Waits until the thread has ended, which the derived class has asked it to, and has promised to
+    /// do by then. Where it has not, the client library holds it, waiting for a socket that takes
+    /// nothing more (by TLS; a frame cannot be given up in its middle): its connection is then cut.
+    /// Idempotent; thread-safe.
+    void Join(Clock::time_point promised) {
+        constexpr std::chrono::seconds kGrace{2};
         const std::lock_guard lock{thread_mutex_};
-        if (thread_.joinable()) thread_.join();
+        if (thread_.joinable()) {
+            {
+                std::unique_lock ended_lock{ended_mutex_};
+                const auto now = Clock::now();
+                const auto until = std::clamp(promised, now, now + std::chrono::hours{24}) + kGrace;
+                if (!ended_changed_.wait_until(ended_lock, until, [this] { return ended_; })) {
+                    live_.Cancel();
+                }
+            }
+            thread_.join();
+        }
         joined_ = true;
     }
 
@@ -208,6 +221,15 @@ private:
     static constexpr int kFramesPerTurn = 1000;
 
     void Run() {
+        RunUntilFinished();
+        {
+            const std::lock_guard lock{ended_mutex_};
+            ended_ = true;
+        }
+        ended_changed_.notify_all();
+    }
+
+    void RunUntilFinished() {
         while (true) {
             auto now = Clock::now();
             Reconnect(now);
@@ -274,6 +296,7 @@ private:
             return;
         }
         tried_in_turn_ = refused_in_turn_ = 0;
+        live_.Watch(connection_->Socket());
         connected_at_ = now;
         logged_.clear();
         mail_->SetConnected(true, {});
@@ -318,6 +341,7 @@ private:
         setup_.SetBlocked(false);
         setup_.Down(failure);
         OnDown(failure);
+        live_.Forget();
         connection_.reset();
         lost_.reset();
     }
@@ -426,6 +450,7 @@ private:
             if ((polled.revents & ~POLLOUT) != 0) Wire().NoteReadable(now);
         }
         mail_->SetConnected(false, settings_->broker + " is closed");
+        live_.Forget();
         connection_.reset();
     }
 
@@ -448,6 +473,10 @@ private:
     std::thread thread_ = {};
     bool joined_ = false;
     std::atomic<bool> started_ = false;
+    DialGuard live_ = {};          // the connection that there is
+    std::mutex ended_mutex_ = {};  // guards ended_
+    std::condition_variable ended_changed_ = {};
+    bool ended_ = false;
 
     // Of the thread alone, like all that the derived classes have:
     std::unique_ptr<Dial> dial_ = {};

@@ -23,6 +23,10 @@ struct QueueTotals {
     std::uint64_t unsettled = 0;  ///< Delivered to consumers, and not acknowledged.
 };
 
+/// What the policies in effect say of a queue, by their names ("delivery-limit"): texts, and numbers in
+/// decimals.
+using QueuePolicy = std::map<std::string, std::string>;
+
 /// Asks the management of one broker. Thread-safe.
 class Management {
 public:
@@ -34,6 +38,14 @@ public:
     virtual std::optional<QueueTotals> TotalsOf(const std::string& virtual_host,
                                                 const std::string& queue,
                                                 std::chrono::steady_clock::time_point deadline) = 0;
+
+    /// What policies say of a queue; nothing where none does, or there is no such queue. Blocks until
+    /// the deadline at most.
+    /// @throws std::runtime_error saying why there is no answer, without the password.
+    virtual QueuePolicy PolicyOf(const std::string& /*virtual_host*/, const std::string& /*queue*/,
+                                 std::chrono::steady_clock::time_point /*deadline*/) {
+        return {};
+    }
 };
 
 /// What a Management is made with.

@@ -102,7 +102,7 @@ public:
     /// Hangs up and joins the thread. Thread-safe; idempotent.
     void Close() noexcept {
         mailbox_->Post([&] { mailbox_->closing = true; });
-        Join();
+        Join(Clock::now());
         mailbox_->End([] {});
     }
 

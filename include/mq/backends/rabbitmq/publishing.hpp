@@ -110,7 +110,7 @@ public:
     void Close(Clock::time_point deadline) noexcept {
         mailbox_->Post(
             [&] { mailbox_->close_at = std::min(mailbox_->close_at.value_or(deadline), deadline); });
-        Join();
+        Join(deadline);
         // Only where the thread was never started is anything left.
         std::vector<Pending> left;
         mailbox_->End([&] { left.swap(mailbox_->arrived); });

@@ -10,6 +10,7 @@
 #include <string>
 #include <string_view>
 #include <utility>
+#include <vector>
 
 namespace mq::rabbitmq {
 
@@ -29,6 +30,19 @@ public:
     explicit QueueArguments(std::string type) { Set("x-queue-type", {Type::kText, std::move(type)}); }
 
     void Set(const std::string& name, Value value) { values_[name] = std::move(value); }
+
+    /// Adds what policies say, by the names of policies. Of two limits the lower one holds.
+    void Add(const std::map<std::string, std::string>& policy) {
+        for (const auto& [name, text] : policy) {
+            const bool number = text.find_first_not_of("-0123456789") == std::string::npos;
+            const auto value = Checked({number ? Type::kNumber : Type::kText, text});
+            const auto known = Find("x-" + name);
+            const bool lower = known && value && known->type == Type::kNumber &&
+                               value->type == Type::kNumber &&
+                               std::stoll(value->text) < std::stoll(known->text);
+            if (value && (!known || lower)) Set("x-" + name, *value);
+        }
+    }
 
     /// Takes over what a refusal says, such as "PRECONDITION_FAILED - inequivalent arg 'x-expires' for
     /// queue 'q' in vhost '/': received none but current is the value '1000' of type 'signedint'".
@@ -78,6 +92,30 @@ public:
         const auto found = Find("x-delivery-limit");
         if (!found || found->type != Type::kNumber) return std::nullopt;
         return std::stoll(found->text);
+    }
+
+    /// What the broker may take away of what it has confirmed, because the queue was declared so: one
+    /// clause for each reason; none for a queue that keeps everything.
+    [[nodiscard]] std::vector<std::string> Losses() const {
+        std::vector<std::string> losses;
+        const std::string elsewhere = Find("x-dead-letter-exchange") ? "dead-letters" : "drops";
+        const auto add_if = [&](const char* name, const std::string& text) {
+            if (const auto found = Find(name))
+                losses.push_back(text + " (" + name + " = " + found->text + ")");
+        };
+        add_if("x-message-ttl", "it " + elsewhere + " messages that have waited too long");
+        const auto overflow = Find("x-overflow");
+        if (!overflow || overflow->text == "drop-head") {
+            add_if("x-max-length", "it " + elsewhere + " the oldest messages when it is full");
+            add_if("x-max-length-bytes", "it " + elsewhere + " the oldest messages when it is full");
+        }
+        add_if("x-expires", "it is deleted, with its messages, when nobody has used it for a while");
+        if (!durable_)
+            losses.emplace_back("it is not durable, and gone with the broker's next restart");
+        if (auto_delete_) {
+            losses.emplace_back("it is deleted, with its messages, when its last consumer leaves");
+        }
+        return losses;
     }
 
 private:
