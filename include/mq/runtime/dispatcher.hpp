@@ -6,6 +6,7 @@
 
 #include <mq/backend.hpp>
 #include <mq/delivery.hpp>
+#include <mq/detail/process.hpp>
 #include <mq/detail/unique_function.hpp>
 #include <mq/runtime/dedup_window.hpp>
 #include <mq/runtime/forwarded.hpp>
@@ -378,6 +379,7 @@ private:
                 Finish(item->side, item->content.key, End::kGivenBack);
             } else if (MayHandle(item, dedup)) {
                 Handle(std::move(item));
+                if (process_.InChild()) return;  // the handler has forked, and this is not the parent
             }
         }
         current_ = nullptr;
@@ -477,6 +479,7 @@ private:
 
     static inline thread_local const Dispatcher* current_ = nullptr;
 
+    const detail::ForkMark process_;
     WorkerPool& pool_;
     const Options options_;
 
