@@ -44,7 +44,7 @@ endforeach()
 add_library(mq INTERFACE)
 add_library(mq::mq ALIAS mq)
 target_compile_features(mq INTERFACE cxx_std_20)
-target_link_libraries(mq INTERFACE Threads::Threads)
+target_link_libraries(mq INTERFACE Threads::Threads ${CMAKE_DL_LIBS})
 target_include_directories(mq INTERFACE
     "$<BUILD_INTERFACE:${CMAKE_CURRENT_SOURCE_DIR}/include>"
     "$<INSTALL_INTERFACE:${CMAKE_INSTALL_INCLUDEDIR}>")

@@ -342,7 +342,8 @@ struct Kind {
 class Registry {
 public:
     static Registry& Instance() {
-        static Registry registry;
+        // Never destroyed: a static client may first need its adapter while the program ends.
+        static Registry& registry = *new Registry;
         return registry;
     }
 

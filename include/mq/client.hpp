@@ -74,7 +74,7 @@ public:
     /// Connects to nothing yet.
     /// @throws Error with ErrorCode::kConfig and every problem of the config.
     explicit Client(const Config& config, ClientOptions options = {})
-        : core_(std::make_unique<detail::ClientCore>(config, std::move(options))) {}
+        : core_(std::make_shared<detail::ClientCore>(config, std::move(options))) {}
 
     Client(const Client&) = delete;
     Client& operator=(const Client&) = delete;
@@ -199,10 +199,12 @@ public:
     /// answer it, which is a few seconds at most. Idempotent: where the client is being closed already,
     /// waits for that, for `timeout` at most.
     /// @throws Error where a handler or a callback of this client calls it, which it would wait for.
-    void Close(std::chrono::milliseconds timeout = kDefaultTimeout) { core_->Close(timeout); }
+    void Close(std::chrono::milliseconds timeout = kDefaultTimeout) {
+        detail::ClientCore::Close(core_, timeout);
+    }
 
 private:
-    std::unique_ptr<detail::ClientCore> core_;
+    std::shared_ptr<detail::ClientCore> core_;
 };
 
 }  // namespace mq

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <mq/detail/deadline.hpp>
+#include <mq/detail/process.hpp>
 #include <mq/migration/listener.hpp>
 
 #include <chrono>
@@ -43,6 +44,7 @@ public:
         if (this != &other) {
             Close();
             listener_ = std::move(other.listener_);
+            process_ = other.process_;
         }
         return *this;
     }
@@ -54,11 +56,13 @@ public:
     /// broker, which delivers it to the group again. Blocks until then, for `timeout` and the time a
     /// broker takes to answer at most; handlers of other subscriptions are not waited for. The handler,
     /// with what it owns, is destroyed before it returns, or when its last call has returned. Called by
-    /// a handler of this subscription it does not wait for that handler. Idempotent.
+    /// a handler of this subscription it does not wait for that handler. In the child of a fork it does
+    /// nothing: the subscription is the parent's. Idempotent.
     void Close(std::chrono::milliseconds timeout = kDefaultTimeout) noexcept {
-        if (const auto listener = std::exchange(listener_, nullptr)) {
-            listener->Close(detail::DeadlineAfter(timeout));
-        }
+        auto listener = std::exchange(listener_, nullptr);
+        if (listener == nullptr) return;
+        if (process_.InChild()) return detail::LeaveBehind(std::move(listener));
+        listener->Close(detail::DeadlineAfter(timeout));
     }
 
     /// Whether it was neither closed nor moved from.
@@ -66,6 +70,7 @@ public:
 
 private:
     std::shared_ptr<migration::Listener> listener_;
+    detail::ProcessMark process_;
 };
 
 }  // namespace mq

@@ -8,9 +8,12 @@
 #include <mq/config.hpp>
 #include <mq/detail/config_check.hpp>
 #include <mq/detail/config_loader.hpp>
+#include <mq/detail/crypto_at_exit.hpp>
 #include <mq/detail/deadline.hpp>
+#include <mq/detail/ending.hpp>
 #include <mq/detail/file_watcher.hpp>
 #include <mq/detail/id_generator.hpp>
+#include <mq/detail/process.hpp>
 #include <mq/detail/reload_check.hpp>
 #include <mq/detail/signal.hpp>
 #include <mq/detail/stragglers.hpp>
@@ -58,7 +61,9 @@ public:
     static constexpr std::chrono::seconds kDefaultTimeout{10};
 
     ClientCore(const Config& config, ClientOptions options)
-        : log_(options.log ? std::move(options.log) : [](LogLevel, std::string_view) {}),
+        : gate_(std::make_shared<LogGate>(options.log ? std::move(options.log)
+                                                      : [](LogLevel, std::string_view) {})),
+          log_([gate = gate_](LogLevel level, std::string_view line) { gate->Write(level, line); }),
           shared_{.config = config.client,
                   .client_id = "mq-" + ids_.Prefix(),
                   .log = log_,
@@ -67,6 +72,7 @@ public:
                   .dedup_store = std::move(options.dedup_store)},
           pool_(config.client.handler_threads) {
         ThrowIfWrong(config, CheckConfig(config));
+        KeepCryptoAtExit();
         const std::lock_guard lock{config_mutex_};
         Apply(config);
     }
@@ -75,27 +81,34 @@ public:
     ClientCore& operator=(const ClientCore&) = delete;
     ~ClientCore() = default;
 
-    /// Closes a core, so that it can be destroyed; it stays where it is until then, for the handlers
-    /// and callbacks that still use it. On a thread of its own, which it would have to wait for, it is
-    /// taken away instead, and another thread does both when this one has gone back.
-    static void End(std::unique_ptr<ClientCore>& core) noexcept {
-        if (!core->OnOwnThread()) return core->Stop();
-        ClientCore* const left = core.release();
-        left->log_(LogLevel::kWarning,
+    /// Ends a core that nobody will use any more but the handlers and callbacks that still run: it
+    /// stays where it is until they have returned, and is null then. On a thread of its own, which it
+    /// would have to wait for, it is taken away instead, and another thread ends it when this one has
+    /// gone back; or it is closed and left behind, where this thread does not go back, because it ends
+    /// the program. In the child of a fork it is left behind as it is.
+    static void End(std::shared_ptr<ClientCore>& core) noexcept {
+        if (core->process_.InChild()) return LeaveBehind(std::move(core));
+        const bool handles = core->OnOwnThread();
+        if (!handles && !core->gate_->Inside()) return EndHere(core);
+        if (ThreadEnd::Begun()) {
+            // In its sink, this may be any thread of an adapter, which a close would wait for.
+            if (handles) core->CloseAtExit();
+            return LeaveBehind(std::move(core));
+        }
+        core->log_(LogLevel::kWarning,
                    "a handler or a callback has destroyed its own client, which closes in the "
                    "background when that has returned");
         try {
-            Stragglers::Run([left] {
-                const std::unique_ptr<ClientCore> owned{left};
-                owned->Stop();
-            });
+            Stragglers::Run([left = core]() mutable { EndHere(left); }, std::this_thread::get_id());
         } catch (const std::exception& error) {
             // Nothing can be done with it here but to leave it as it is.
-            left->log_(LogLevel::kError,
+            core->log_(LogLevel::kError,
                        std::string{"a client that its own handler or callback has destroyed stays "
                                    "open: the system gives no thread to close it: "} +
                            error.what());
+            LeaveBehind(core);
         }
+        core.reset();
     }
 
     /// Whether the calling thread runs a handler or a callback of this client.
@@ -106,6 +119,7 @@ public:
     // ---- sending
 
     void Send(std::string_view topic, Message message) {
+        ThrowIfInChild();
         migration::Topic& found = Find(topic);
         Check(message);
         const auto waiter = std::make_shared<runtime::Waiter>();
@@ -118,6 +132,7 @@ public:
     }
 
     void Send(std::string_view topic, Message message, SendCallback callback) {
+        ThrowIfInChild();
         StartThread([this] { callbacks_.Start(); }, "send callbacks");
         auto sending = Prepare(std::move(message));
         sending->callback = std::move(callback);
@@ -133,7 +148,7 @@ public:
     }
 
     bool Flush(std::chrono::milliseconds timeout) {
-        if (callbacks_.OnOwnThread()) return false;
+        if (process_.InForkedChild() || callbacks_.OnOwnThread()) return false;
         const auto deadline = DeadlineAfter(timeout);
         return AwaitEnd(Topics(), deadline) && callbacks_.WaitIdle(deadline);
     }
@@ -142,6 +157,7 @@ public:
 
     Subscription Subscribe(std::string_view name, runtime::Dispatcher::Handler handler,
                            const RecvOptions& options) {
+        ThrowIfInChild();
         migration::Topic& topic = Find(name);
         Check(options);
         const std::string group = options.group.empty() ? shared_.config.group : options.group;
@@ -165,20 +181,26 @@ public:
     // ---- migrating
 
     void SetPolicy(std::string_view topic, Policy policy) {
+        ThrowIfInChild();
         migration::Topic& found = Find(topic);
         const std::lock_guard lock{config_mutex_};
         ThrowIfClosed();
         found.SetPolicy(policy);
     }
 
-    [[nodiscard]] TopicStatus Status(std::string_view topic) const { return Find(topic).Status(); }
+    [[nodiscard]] TopicStatus Status(std::string_view topic) const {
+        ThrowIfInChild();
+        return Find(topic).Status();
+    }
 
     void Reload(const Config& config) {
+        ThrowIfInChild();
         const std::string changes = Change(config);
         log_(changes == kNoChange ? LogLevel::kDebug : LogLevel::kInfo, "a reload changes: " + changes);
     }
 
     void Watch(const std::filesystem::path& path) {
+        ThrowIfInChild();
         const auto load = FindConfigLoader();
         if (load == nullptr) {
             throw Error{ErrorCode::kInvalidArgument,
@@ -202,33 +224,16 @@ public:
 
     // ---- closing
 
-    void Close(std::chrono::milliseconds timeout) {
-        if (OnOwnThread()) {
+    static void Close(const std::shared_ptr<ClientCore>& core, std::chrono::milliseconds timeout) {
+        if (core->process_.InChild()) return;
+        if (core->OnOwnThread()) {
             throw Error{ErrorCode::kInvalidArgument,
                         "a client cannot be closed by a handler or a callback, which Close waits for"};
         }
-        const auto deadline = DeadlineAfter(timeout);
-        if (!BeginClosing(deadline)) return;
-        StopWatching();
-        const auto topics = Topics();
-        CloseListeners(topics, deadline);
-        for (migration::Topic* const topic : topics) topic->Shut();
-        AwaitEnd(topics, deadline);
-        // Its last step has gone on beside all that. It asks the brokers, which are closed after it.
-        walker_.Stop();
-        for (runtime::BrokerLink* const link : Links()) link->Close(deadline);
-        pool_.Stop();
-        callbacks_.WaitIdle(DeadlineAfter(timeout));
-        EndClosing();
+        CloseAside(core, timeout);
     }
 
 private:
-    // Close, and the end of the callback thread, which sends need that come after it.
-    void Stop() {
-        Close(kDefaultTimeout);
-        callbacks_.Stop();
-    }
-
     // Lets a name be looked up without making a string of it.
     struct NameHash {
         using is_transparent = void;
@@ -244,6 +249,18 @@ private:
     static constexpr std::chrono::seconds kGrace{2};
     // How long RecvMsg waits for a broker that the topic does not publish to.
     static constexpr std::chrono::seconds kSecondBroker{5};
+    // How much later than its deadline a part of an adapter may come back, before the client ends
+    // without it.
+    static constexpr std::chrono::seconds kComeBack{10};
+
+    // Its threads are the parent's there, and its locks may be held by them for ever.
+    void ThrowIfInChild() const {
+        if (!process_.InForkedChild()) return;
+        throw Error{ErrorCode::kClosed,
+                    "the client was made before fork(), by process " +
+                        std::to_string(process_.process()) +
+                        ", and cannot be used in a child of it; make another client after fork()"};
+    }
 
     // ---- sending
 
@@ -551,19 +568,115 @@ private:
         if (closing_ != Closing::kNot) throw Error{ErrorCode::kClosed, "the client is closed"};
     }
 
-    // False where that has begun before: it has then ended too, or the deadline passed, or the caller
-    // is in the middle of it, in the destructor of something that a handler owned.
-    bool BeginClosing(backend::Clock::time_point deadline) {
+    // Who closes: the caller; nobody, since that is done; or another one, which has not come to the end
+    // of it by the deadline. Within: the caller is in the middle of it, in the destructor of something
+    // that a handler owned.
+    enum class Closer : unsigned char { kCaller, kNobody, kOther, kWithin };
+
+    Closer BeginClosing(backend::Clock::time_point deadline) {
         std::unique_lock lock{config_mutex_};
         if (closing_ == Closing::kNot) {
             closing_ = Closing::kBegun;
+            return Closer::kCaller;
+        }
+        if (closer_ == std::this_thread::get_id()) return Closer::kWithin;
+        const auto done = [this] { return closing_ == Closing::kDone; };
+        return closed_.wait_until(lock, deadline, done) ? Closer::kNobody : Closer::kOther;
+    }
+
+    // Closes a core on a thread aside, so that nothing which never returns keeps the caller. kOther
+    // where it has not come back; the core is then not closed, and that thread owns a share of it.
+    static Closer CloseAside(const std::shared_ptr<ClientCore>& core,
+                             std::chrono::milliseconds timeout) {
+        const auto deadline = DeadlineAfter(timeout);
+        const Closer closer = core->BeginClosing(deadline);
+        if (closer != Closer::kCaller) return closer;
+        const auto progress = std::make_shared<Progress>();
+        const bool done = DoAside(progress, [core, progress, timeout, deadline] {
+            core->CloseHere(*progress, timeout, deadline);
+        });
+        if (done) return Closer::kCaller;
+        core->SayLeft(*progress);
+        return Closer::kOther;
+    }
+
+    void CloseHere(Progress& progress, std::chrono::milliseconds timeout,
+                   backend::Clock::time_point deadline) {
+        {
+            const std::lock_guard lock{config_mutex_};
             closer_ = std::this_thread::get_id();
-            return true;
         }
-        if (closer_ != std::this_thread::get_id()) {
-            closed_.wait_until(lock, deadline, [this] { return closing_ == Closing::kDone; });
+        CloseAllButHandlers(progress, deadline);
+        SayWhoRuns();
+        progress.Begin("its handlers", Progress::Clock::time_point::max());
+        pool_.Stop();
+        callbacks_.WaitIdle(DeadlineAfter(timeout));
+        EndClosing();
+    }
+
+    void CloseAllButHandlers(Progress& progress, backend::Clock::time_point deadline) {
+        const auto begin = [&](std::string what) {
+            progress.Begin(std::move(what), std::max(deadline, backend::Clock::now()) + kComeBack);
+        };
+        begin("the watcher of its config file");
+        StopWatching();
+        const auto topics = Topics();
+        begin("a subscription");
+        CloseListeners(topics, deadline);
+        for (migration::Topic* const topic : topics) topic->Shut();
+        AwaitEnd(topics, deadline);
+        // Its last step has gone on beside all that. It asks the brokers, which are closed after it.
+        begin("a step of a migration");
+        walker_.Stop();
+        for (runtime::BrokerLink* const link : Links()) {
+            begin("broker " + link->name());
+            link->Close(deadline);
         }
-        return false;
+    }
+
+    // On a thread of its own that ends the program, and which nothing can wait for.
+    void CloseAtExit() noexcept {
+        if (BeginClosing(backend::Clock::time_point::min()) != Closer::kCaller) return;
+        Progress nobody_waits;
+        CloseAllButHandlers(nobody_waits, DeadlineAfter(kDefaultTimeout));
+    }
+
+    static void EndHere(std::shared_ptr<ClientCore>& core) noexcept {
+        const Closer closer = CloseAside(core, kDefaultTimeout);
+        if (closer == Closer::kWithin) return core.reset();  // whoever closes has a share
+        const std::shared_ptr<LogGate> gate = core->gate_;
+        if (closer == Closer::kOther) {
+            // Handlers and callbacks may use what the caller is about to destroy.
+            core->SayWhoRuns();
+            core->pool_.Stop();
+            core->callbacks_.Silence();
+            core->callbacks_.Stop();
+            core.reset();
+            return gate->Shut();
+        }
+        core->callbacks_.Stop();  // sends need it that come after Close
+        const auto progress = std::make_shared<Progress>();
+        progress->Begin("the client library of a broker", backend::Clock::now() + kComeBack);
+        const LogSink log = core->log_;
+        if (DoAside(progress, [owned = std::move(core)]() mutable { owned.reset(); })) return;
+        SayLeft(log, *progress);
+        gate->Shut();
+    }
+
+    void SayLeft(const Progress& progress) const { SayLeft(log_, progress); }
+
+    static void SayLeft(const LogSink& log, const Progress& progress) {
+        log(LogLevel::kWarning, "the client ends without " + progress.what() +
+                                    ", which has not come back in time; its thread is left behind");
+    }
+
+    void SayWhoRuns() const {
+        for (const migration::Topic* const topic : Topics()) {
+            for (const std::string& name : topic->HandlersThatRun()) {
+                log_(LogLevel::kWarning,
+                     "a handler of " + name + " has not returned; the end of the client waits for it");
+            }
+        }
     }
 
     void EndClosing() {
@@ -571,6 +684,8 @@ private:
         closing_ = Closing::kDone;
         closed_.notify_all();
     }
+
+    // ---- the parts of closing
 
     void StopWatching() {
         std::unique_ptr<FileWatcher> watcher;
@@ -628,7 +743,9 @@ private:
     // The order of destruction, last to first: the walker uses topics, topics use links, links use the
     // callback thread, and all of them use what stands at the top.
     IdGenerator ids_;
-    const LogSink log_;
+    const ProcessMark process_;
+    const std::shared_ptr<LogGate> gate_;
+    const LogSink log_;  // through the gate
     runtime::SendingPool sendings_;
     runtime::Callbacks callbacks_{&runtime::RunCallbacks};
     const runtime::Shared shared_;
@@ -647,7 +764,7 @@ private:
     migration::Walker walker_{signal_};
 
     Closing closing_ = Closing::kNot;
-    std::thread::id closer_;  // who closes
+    std::thread::id closer_;  // who closes; none until it has begun
     std::condition_variable closed_;
 
     std::mutex follow_mutex_;  // serialises Follow

@@ -4,6 +4,7 @@
 #pragma once
 
 #include <mq/backend.hpp>
+#include <mq/detail/process.hpp>
 #include <mq/detail/signal.hpp>
 #include <mq/migration/sender.hpp>
 #include <mq/policy.hpp>
@@ -166,7 +167,8 @@ public:
     void Close(Clock::time_point deadline) noexcept {
         if (!BeginClosing()) return AwaitClosed(deadline);
         dispatcher_->Stop();
-        if (dispatcher_->OnOwnThread()) {
+        // A handler that ends the program does not return.
+        if (dispatcher_->OnOwnThread() && !detail::ThreadEnd::Begun()) {
             dispatcher_->WhenQuiet(
                 [self = shared_from_this()] { self->LeaveBrokers(Clock::now() + kSelfClose); });
             return;

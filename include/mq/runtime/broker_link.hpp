@@ -5,6 +5,7 @@
 
 #include <mq/backend.hpp>
 #include <mq/dedup.hpp>
+#include <mq/detail/process.hpp>
 #include <mq/detail/signal.hpp>
 #include <mq/runtime/callback_runner.hpp>
 #include <mq/runtime/sending.hpp>
@@ -399,6 +400,7 @@ inline std::unique_ptr<Error> AwaitSent(Waiter& waiter, Clock::time_point deadli
 /// arrives: what waits for its callback is then bounded too, and a callback that sends finds the room
 /// of the message before it.
 inline void RunCallbacks(backend::PublicationList ended) {
+    const detail::ForkMark process;
     std::array<std::unique_ptr<backend::Publication>, 64> chunk;
     while (!ended.empty()) {
         std::size_t size = 0;
@@ -423,6 +425,7 @@ inline void RunCallbacks(backend::PublicationList ended) {
         for (std::size_t i = 0; i < size; ++i) {
             if (internal::FailsOver(chunk[i])) continue;
             internal::RunCallback(static_cast<Sending&>(*chunk[i]));
+            if (process.InChild()) return;  // the callback has forked, and this is not the parent
             if (done != i) chunk[done] = std::move(chunk[i]);
             ++done;
         }

@@ -4,6 +4,8 @@
 /// itself.
 #pragma once
 
+#include <mq/detail/process.hpp>
+
 #include <atomic>
 #include <chrono>
 #include <condition_variable>
@@ -50,11 +52,18 @@ public:
         changed_.notify_all();
     }
 
+    /// Runs no callback from now on: what is queued, or comes yet, is dropped.
+    void Silence() noexcept {
+        const std::lock_guard lock{mutex_};
+        silent_ = true;
+    }
+
     /// Queues a batch. Never blocks. Where there is no thread, and none is to be had, the next batch or
     /// Stop has it run.
     void Post(Batch batch) noexcept {
         {
             const std::lock_guard lock{mutex_};
+            if (silent_) return;
             queue_.Append(std::move(batch));
             try {
                 StartThread();
@@ -89,6 +98,7 @@ public:
         {
             const std::lock_guard lock{mutex_};
             rest = std::exchange(queue_, Batch{});
+            if (silent_) return;
         }
         if (!rest.empty()) run_(std::move(rest));
     }
@@ -106,14 +116,17 @@ private:
 
     void Loop() {
         current_ = this;
+        detail::ThreadEnd::Watch();
         std::unique_lock lock{mutex_};
         while (true) {
             changed_.wait(lock, [this] { return stopping_ || !queue_.empty(); });
             if (queue_.empty()) return;
             Batch batch = std::exchange(queue_, Batch{});
+            if (silent_) continue;
             running_ = true;
             lock.unlock();
             run_(std::move(batch));
+            if (process_.InChild()) detail::EndChild();  // a callback has forked and returned there
             lock.lock();
             running_ = false;
             changed_.notify_all();
@@ -122,6 +135,7 @@ private:
 
     static inline thread_local const CallbackRunner* current_ = nullptr;
 
+    const detail::ForkMark process_;
     const Run run_;
     std::atomic<int> announced_{0};
     std::atomic<int> waiting_{0};       // threads in WaitIdle
@@ -131,6 +145,7 @@ private:
     Batch queue_{};
     bool running_ = false;
     bool stopping_ = false;
+    bool silent_ = false;
     std::thread thread_;
 };
 

@@ -6,6 +6,7 @@
 
 #include <mq/backend.hpp>
 #include <mq/delivery.hpp>
+#include <mq/detail/process.hpp>
 #include <mq/detail/signal.hpp>
 #include <mq/detail/unique_function.hpp>
 #include <mq/runtime/dedup_window.hpp>
@@ -540,6 +541,7 @@ private:
                 Finish(*item, End::kGivenBack);
             } else if (MayHandle(item, dedup)) {
                 Handle(std::move(item));
+                if (process_.InChild()) return;  // the handler has forked, and this is not the parent
             }
         }
         current_ = nullptr;
@@ -659,6 +661,7 @@ private:
 
     static inline thread_local const Dispatcher* current_ = nullptr;
 
+    const detail::ForkMark process_;
     WorkerPool& pool_;
     const Options options_;
 

@@ -3,6 +3,7 @@
 /// need no thread, and a busy one takes what its concurrency allows.
 #pragma once
 
+#include <mq/detail/process.hpp>
 #include <mq/detail/unique_function.hpp>
 
 #include <algorithm>
@@ -108,6 +109,7 @@ private:
 
     void Loop() {
         current_ = this;
+        detail::ThreadEnd::Watch();
         std::unique_lock lock{mutex_};
         while (!stopping_) {
             TakeDue();
@@ -121,6 +123,7 @@ private:
             if (!ready_.empty() || !later_.empty()) WakeOne();
             lock.unlock();
             task();
+            if (process_.InChild()) detail::EndChild();  // a handler has forked and returned there
             task = Task{};
             lock.lock();
         }
@@ -148,6 +151,7 @@ private:
 
     static inline thread_local const WorkerPool* current_ = nullptr;
 
+    const detail::ForkMark process_;
     mutable std::mutex mutex_;  // guards all that follows
     std::condition_variable changed_;
     std::size_t limit_;

@@ -8,6 +8,7 @@
 #include <mq/backends/memory/intake.hpp>
 #include <mq/backends/memory/log.hpp>
 #include <mq/backends/memory/topic.hpp>
+#include <mq/detail/process.hpp>
 #include <mq/error.hpp>
 #include <mq/message.hpp>
 
@@ -327,11 +328,22 @@ private:
 }  // namespace detail
 
 inline Broker& Broker::Find(const std::string& name) {
-    // Never destroyed: clients that are destroyed while the process ends still find their broker.
-    static std::mutex& mutex = *new std::mutex;
-    static auto& brokers = *new std::map<std::string, Broker*>;
-    const std::lock_guard lock{mutex};
-    Broker*& broker = brokers[name];
+    struct Brokers {
+        std::mutex mutex = {};  // guards by_name
+        std::map<std::string, Broker*> by_name = {};
+        mq::detail::ForkMark process = {};
+    };
+    // Never destroyed: clients that are destroyed while the process ends still find their broker. In
+    // the child of a fork there are other ones: the threads of these are the parent's.
+    static std::atomic<Brokers*> present{new Brokers};
+    Brokers* brokers = present.load();
+    if (brokers->process.InChild()) {
+        mq::detail::LeaveBehind(brokers);
+        auto* const fresh = new Brokers;
+        if (present.compare_exchange_strong(brokers, fresh)) brokers = fresh;
+    }
+    const std::lock_guard lock{brokers->mutex};
+    Broker*& broker = brokers->by_name[name];
     if (broker == nullptr) broker = new Broker(name);
     return *broker;
 }

@@ -76,7 +76,10 @@ public:
         if (done) {
             thread_.join();
         } else {
-            mq::detail::Stragglers::Add(std::move(thread_));
+            mq::detail::Stragglers::Add(std::move(thread_), [shared = shared_] {
+                const std::lock_guard lock{shared->mutex};
+                return shared->done;
+            });
         }
     }
 
