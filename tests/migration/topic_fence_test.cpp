@@ -220,15 +220,19 @@ TEST_CASE(
     Member member;
     std::atomic<bool> asked_about{false};
     SECTION("it arrives") {
-        member.brokers.legacy.OnBacklog([&](Clock::time_point) {
-            if (!asked_about.exchange(true)) member.brokers.legacy.Deliver("0", {}, "p");
-            // The first answer is about one that is elsewhere.
-            return AllThatIsLeft(member.asked.fetch_add(1) == 0 ? 1 : 2);
-        });
-        member.brokers.next.Deliver("1", kOne, "q");
+        member.brokers.legacy.Deliver("0", {}, "p");
         REQUIRE(member.handled.WaitBegun(1));
+        member.brokers.legacy.OnBacklog([&](Clock::time_point) {
+            if (!asked_about.exchange(true)) member.brokers.legacy.Deliver("1", {}, "q");
+            // The first answer is about the one here, and one that is elsewhere.
+            return AllThatIsLeft(member.asked.fetch_add(1) == 0 ? 2 : 3);
+        });
+        member.brokers.next.Deliver("2", kOne, "r");
+        REQUIRE(member.handled.WaitBegun(2));
         REQUIRE(member.AsksAgain());
-        CHECK(member.handled.Begun() == Bodies{"0"});
+        CHECK(member.handled.Begun() == Bodies{"0", "1"});
+        member.brokers.legacy.SetBacklog(Drained());
+        CHECK(member.handled.WaitBegun(3));
     }
     SECTION("it is settled") {
         member.brokers.legacy.Deliver("0", {}, "p");
@@ -245,33 +249,33 @@ TEST_CASE(
         member.brokers.next.Deliver("1", kOne, "q");
         REQUIRE(member.AsksAgain());
         CHECK(member.handled.Begun() == Bodies{"0"});
+        member.brokers.legacy.SetBacklog(Drained());
+        CHECK(member.handled.WaitBegun(2));
     }
-    member.brokers.legacy.SetBacklog(Drained());
-    CHECK(member.handled.WaitBegun(2));
     member.handled.Open();
 }
 
 // ---- a fence that comes down otherwise
 
-TEST_CASE("A fence that is raised again has a moment of its own", "[topic][order][fence]") {
+TEST_CASE("A fence that is raised again has patience of its own", "[topic][order][fence]") {
+    constexpr auto kPatience = 5s;  // the same as in walk.hpp
     ScriptedScene brokers{Order::kKey, 10ms};
     Handled handled;
     Service service{brokers.scene, Policy::kDualSubscribe};
     handled.Listen(service);
-    const auto settled_before = [&brokers](Clock::time_point moment) {
-        mq::backend::Backlog backlog = NotDrained();
-        backlog.settled_before = moment;
-        brokers.legacy.SetBacklog(backlog);
-    };
     const auto asked = [&] {
-        const std::size_t before = brokers.legacy.backlog_questions();
-        return Eventually([&] { return brokers.legacy.backlog_questions() >= before + 3; });
+        const std::size_t before = brokers.next.backlog_questions();
+        return Eventually([&] {
+            return brokers.next.backlog_questions() >= before + 3 || handled.Begun().size() > 1;
+        });
     };
-    settled_before(Clock::now());
-    brokers.next.Deliver("1", kOne);
+    brokers.next.SetBacklog(NotDrained());
+    const auto raised = Clock::now();
+    brokers.legacy.Deliver("1", "mq-a dual-subscribe 3");
     REQUIRE(asked());
     CHECK(handled.empty());
     // The migration is called off, which takes the fence down; and begins once more.
+    brokers.next.SetBacklog(Drained());
     Scene one_broker = brokers.scene;
     one_broker.migrates = false;
     service.client->Reload(ConfigOf(one_broker, Policy::kOld));
@@ -279,11 +283,12 @@ TEST_CASE("A fence that is raised again has a moment of its own", "[topic][order
     REQUIRE(Eventually([&] { return service.Status().stage == Policy::kOld; }));
     service.client->Reload(ConfigOf(brokers.scene, Policy::kDualSubscribe));
     REQUIRE(service.Reaches(Policy::kDualSubscribe));
-    settled_before(Clock::now());
-    brokers.next.Deliver("2", kAnother);
+    REQUIRE(Eventually([&] { return Clock::now() - raised > kPatience; }));
+    brokers.next.SetBacklog(NotDrained());
+    brokers.legacy.Deliver("2", "mq-b dual-subscribe 1");
     REQUIRE(asked());
     CHECK(handled.Begun() == Bodies{"1"});
-    brokers.legacy.SetBacklog(Drained());
+    brokers.next.SetBacklog(Drained());
     CHECK(handled.WaitDone(2));
 }
 
@@ -320,6 +325,13 @@ TEST_CASE("What stands still is said once, and a broker that is down for good is
     Service service{brokers.scene, Policy::kNew};
     handled.Listen(service);
     service.client->SendMsg(kTopic, "never confirmed", sends.Callback());
+    // And a service whose adapter cannot mend what stands still.
+    ScriptedScene others{Order::kNone, kForEver};
+    Handled unused;
+    Service other{others.scene, Policy::kOld};
+    unused.Listen(other);
+    others.legacy.SetState(
+        {.phase = mq::backend::ConsumerState::Phase::kActive, .standstill = "3 messages do not come"});
     const auto begin = Clock::now();
     brokers.next.Deliver("1", kOne);
     const auto standing = [&](const std::string& part) {
@@ -366,6 +378,66 @@ TEST_CASE("What stands still is said once, and a broker that is down for good is
         INFO(part);
         CHECK(times == 1);
     }
+    CHECK(other.log->WaitForLine("subscribes anew for group billing on legacy, which stands still"));
+    CHECK(Eventually([&] { return others.legacy.subscriptions() == 2; }));
+    CHECK(Clock::now() - begin >= mq::backend::kStandstill);
+}
+
+TEST_CASE("A subscription of which its adapter says that it stands still is in the status",
+          "[topic][standstill]") {
+    ScriptedScene brokers{Order::kNone, kForEver};
+    Handled handled;
+    Service service{brokers.scene, Policy::kOld};
+    handled.Listen(service);
+    constexpr auto kActive = mq::backend::ConsumerState::Phase::kActive;
+    brokers.legacy.SetState({.phase = kActive, .standstill = "3 messages do not come"});
+    REQUIRE(service.log->WaitForLine("stands still: the subscription of group billing on legacy: 3"));
+    const mq::TopicStatus status = service.Status();
+    REQUIRE(status.standstills.size() == 1);
+    CHECK(status.standstills[0].group == "billing");
+    CHECK(status.standstills[0].side == mq::Side::kOld);
+    CHECK(Has(status.standstills[0].text, "3 messages do not come"));
+    CHECK(Eventually([&] { return service.Status().waiting_code == WaitingCode::kStandstill; }));
+    brokers.legacy.SetState({.phase = kActive});
+    REQUIRE(service.log->WaitForLine("goes on: the subscription of group billing on legacy"));
+    CHECK(Eventually([&] { return service.Status().waiting_code == WaitingCode::kNothing; }));
+    CHECK(service.Status().standstills.empty());
+}
+
+TEST_CASE("Where the rung and a fence wait, both are said, and the word is the rung's",
+          "[topic][fence]") {
+    ScriptedScene brokers{Order::kKey, kForEver};
+    Handled handled;
+    brokers.legacy.SetBacklog(NotDrained(5));
+    brokers.next.SetListening(ListensNot());
+    Service service{brokers.scene, Policy::kDualSubscribe};
+    handled.Listen(service);
+    brokers.next.Deliver("1", kOne);
+    REQUIRE(service.WaitsFor("1 messages of group billing from next are held since "));
+    CHECK(service.Status().waiting_code == WaitingCode::kFence);
+    service.SetPolicy(Policy::kNewPublish);
+    REQUIRE(
+        service.WaitsFor("group billing to listen on next: it has no consumer; 1 messages of group "
+                         "billing from next are held since "));
+    CHECK(service.Status().waiting_code == WaitingCode::kListeners);
+    CHECK(service.WaitsFor("waits for group billing to drain legacy: 5 messages left"));
+    brokers.next.SetListening(Listens());
+    REQUIRE(service.Reaches(Policy::kNewPublish));
+    CHECK(Eventually([&] { return service.Status().waiting_code == WaitingCode::kFence; }));
+}
+
+TEST_CASE("A group that this client has had on a side is known there, whatever the broker says",
+          "[topic]") {
+    ScriptedScene brokers{Order::kNone, 10ms};
+    Handled handled;
+    Service service{brokers.scene, Policy::kNewPublish};
+    handled.Listen(service);
+    service.SetPolicy(Policy::kNew);
+    REQUIRE(service.Reaches(Policy::kNew));
+    mq::backend::Backlog forgotten = NotDrained(3);
+    forgotten.known = false;
+    brokers.legacy.SetBacklog(forgotten);
+    CHECK(Eventually([&] { return brokers.legacy.subscriptions() == 2; }));
 }
 
 }  // namespace

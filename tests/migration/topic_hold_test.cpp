@@ -19,6 +19,7 @@
 #include <memory>
 #include <string>
 #include <string_view>
+#include <thread>
 #include <vector>
 
 namespace {
@@ -351,6 +352,24 @@ TEST_CASE("A fence is raised by each producer that comes over, and by no other",
     CHECK(alone.listener->FenceOn(mq::Side::kNew));
     alone.listener->SetFencing(false);
     CHECK(alone.collector.WaitForCount(8));
+}
+
+TEST_CASE("A subscription ends in time where somebody else does not come back from leaving a side",
+          "[topic]") {
+    Alone alone;
+    Gate left;
+    Gate leaving;
+    alone.brokers.legacy.OnNextStop([&] {
+        leaving.Open();
+        left.Wait();
+    });
+    std::thread other{[&] { alone.listener->Detach(mq::Side::kOld, After(0ms)); }};
+    REQUIRE(leaving.Wait());
+    alone.listener->Close(Clock::now());
+    CHECK_FALSE(alone.listener->closed());
+    left.Open();
+    other.join();
+    CHECK(alone.listener->closed());
 }
 
 TEST_CASE("What a late producer sent before it moved is handled first by a consumer at rest",

@@ -102,6 +102,8 @@ TEST_CASE("Who listens is taken for granted only where the broker says so", "[to
         const auto verdict = CheckEverybodyListens(way.link, *way.destination, {"billing"});
         CHECK_FALSE(verdict.passed);
         CHECK(Has(verdict.waiting_for, listening.reason));
+        const bool known = listening.answer == mq::backend::Listening::Answer::kNo;
+        CHECK(verdict.code == (known ? mq::WaitingCode::kListeners : mq::WaitingCode::kAnswer));
         CHECK_FALSE(CheckEverybodyListens(way.link, *way.destination, {}).passed);
     }
     // Each that was asked has answered in time.
@@ -124,6 +126,7 @@ TEST_CASE("A side is taken for drained only where the broker says so", "[topic]"
     way.script.SetBacklog(NotDrained(7));
     CHECK_FALSE(ask().verdict.passed);
     CHECK(ask().left == 7u);
+    CHECK(ask().verdict.code == mq::WaitingCode::kBacklog);
     way.script.SetBacklog(BacklogUnknown());
     const auto unknown = ask();
     CHECK_FALSE(unknown.verdict.passed);
@@ -131,6 +134,7 @@ TEST_CASE("A side is taken for drained only where the broker says so", "[topic]"
     CHECK_FALSE(unknown.left);
     CHECK_FALSE(unknown.settled_before);
     CHECK(Has(unknown.verdict.waiting_for, "to say what is left for group billing"));
+    CHECK(unknown.verdict.code == mq::WaitingCode::kAnswer);
 }
 
 TEST_CASE("A broker that has not answered in time is left in peace, and nothing is concluded from that",

@@ -3,6 +3,7 @@
 #include "../support/collector.hpp"
 #include <mq/backend.hpp>
 #include <mq/delivery.hpp>
+#include <mq/detail/signal.hpp>
 #include <mq/policy.hpp>
 #include <mq/runtime/dispatcher.hpp>
 #include <mq/runtime/worker_pool.hpp>
@@ -11,6 +12,8 @@
 #include <atomic>
 #include <chrono>
 #include <cstddef>
+#include <cstdint>
+#include <functional>
 #include <map>
 #include <memory>
 #include <mutex>
@@ -25,6 +28,7 @@ using mq::Message;
 using mq::Order;
 using mq::Side;
 using mq::runtime::Dispatcher;
+using mq::runtime::Fate;
 using mq::runtime::WorkerPool;
 using mq::test::After;
 using mq::test::Collector;
@@ -41,6 +45,7 @@ struct Ledger {
     Counter settled;
     Counter destroyed;  // settled or not
     std::atomic<bool> stale{false};
+    std::function<void()> on_settle = {};  // called in the middle of it
 };
 
 class FakeInbound final : public mq::backend::Inbound {
@@ -48,7 +53,10 @@ public:
     FakeInbound(Ledger& ledger, Message received) : ledger_(ledger) { message = std::move(received); }
     ~FakeInbound() override { ledger_.destroyed.Add(); }
 
-    void Settle() noexcept override { ledger_.settled.Add(); }
+    void Settle() noexcept override {
+        if (ledger_.on_settle) ledger_.on_settle();
+        ledger_.settled.Add();
+    }
     [[nodiscard]] bool Stale() const noexcept override { return ledger_.stale; }
 
 private:
@@ -655,4 +663,152 @@ TEST_CASE("with an order, random failures and many handlers never reorder a key 
         CHECK(std::is_sorted(numbers.begin(), numbers.end()));
     }
     CHECK(bench.ledger.settled.Value() == kKeys * kEach);
+}
+
+// ---- what is in hand
+
+TEST_CASE("in hand is what came while it is tracked, until it is settled or taken back") {
+    using Arrivals = std::vector<std::uint64_t>;
+    DeliveryBox box;
+    Ledger other;
+    Bench bench{box.Handler(), {.concurrency = 2, .order = Order::kKey}};
+    const auto in_hand = [&bench] { return bench.dispatcher->InHand(Side::kOld); };
+    bench.Offer("before", "a");
+    bench.dispatcher->SetTracking(true);
+    bench.Offer("handled", "b");
+    bench.Offer("behind it", "b");
+    bench.Offer(Side::kNew, bench.ledger, "of the other side", "c");
+    REQUIRE(box.WaitForCount(2));
+    CHECK(in_hand() == Arrivals{2, 3});
+    bench.dispatcher->SetHold(Side::kOld, true);
+    bench.Offer(Side::kOld, other, "held", "d");
+    CHECK(in_hand() == Arrivals{2, 3});
+    SECTION("what the broker has taken back is not") {
+        bench.ledger.stale = true;
+        CHECK(in_hand().empty());
+        bench.dispatcher->SetHold(Side::kOld, false);
+        CHECK(in_hand() == Arrivals{4});
+    }
+    SECTION("nor what is on its way to be settled") {
+        Arrivals meanwhile;
+        bench.ledger.on_settle = [&] { meanwhile = in_hand(); };
+        auto deliveries = box.Take();
+        deliveries[0].Ack();
+        CHECK(meanwhile == Arrivals{2, 3});
+        deliveries[1].Ack();
+        CHECK(meanwhile == Arrivals{3});
+        CHECK(in_hand() == Arrivals{3});
+        bench.ledger.on_settle = nullptr;
+    }
+    SECTION("but what is tried again is") {
+        auto deliveries = box.Take();
+        deliveries[1].Nack();
+        CHECK(in_hand() == Arrivals{2, 3});
+        deliveries[0].Ack();
+    }
+    bench.ledger.stale = false;
+    bench.dispatcher->SetHold(Side::kOld, false);
+}
+
+TEST_CASE("what is followed has its end told, and the wake raised") {
+    DeliveryBox box;
+    mq::detail::Signal signal;
+    mq::detail::Wake wake{signal};
+    Ledger stale;
+    Bench bench{box.Handler(), {.concurrency = 4, .order = Order::kKey}};
+    bench.dispatcher->SetWake(&wake);
+    bench.dispatcher->SetTracking(true);
+    bench.Offer("acked", "a");
+    REQUIRE(box.WaitForCount(1));
+    bench.Offer("nacked", "b");
+    REQUIRE(box.WaitForCount(2));
+    bench.Offer(Side::kOld, stale, "taken back", "c");
+    REQUIRE(box.WaitForCount(3));
+    bench.Offer("not followed", "d");
+    REQUIRE(box.WaitForCount(4));
+    const auto followed = bench.dispatcher->Follow(Side::kOld, {1, 2, 3});
+    REQUIRE(followed.size() == 3);
+    CHECK(followed[0].key == "a");
+    CHECK(followed[2].key == "c");
+    wake.Take();
+    auto deliveries = box.Take();
+    deliveries[3].Ack();
+    CHECK_FALSE(wake.Take());
+    deliveries[0].Ack();
+    CHECK(wake.Take());
+    CHECK(followed[0].fate->load() == Fate::kSettled);
+    deliveries[1].Nack();
+    CHECK(followed[1].fate->load() == Fate::kOpen);
+    REQUIRE(box.WaitForCount(1));
+    CHECK(bench.dispatcher->Follow(Side::kOld, {2}).at(0).fate == followed[1].fate);
+    box.Take()[0].Ack();
+    CHECK(followed[1].fate->load() == Fate::kSettled);
+    wake.Take();
+    stale.stale = true;
+    deliveries[2].Nack();
+    CHECK(followed[2].fate->load() == Fate::kGivenBack);
+    CHECK(wake.Take());
+}
+
+TEST_CASE("keys that are held wait, whatever else goes") {
+    Collector received;
+    Bench bench{Into(received), {.order = Order::kKey}};
+    bench.dispatcher->SetHold(Side::kNew, true);
+    const auto offer = [&bench](const char* body, const char* key) {
+        return bench.Offer(Side::kNew, bench.ledger, body, key);
+    };
+    offer("1", "a");
+    offer("2", "b");
+    const auto mark = bench.dispatcher->Mark(Side::kNew);
+    offer("3", "b");
+    bench.dispatcher->HoldKeys(Side::kNew, {"a"}, mark);
+    CHECK(bench.dispatcher->KeysHeld(Side::kNew) == 1);
+    REQUIRE(received.WaitForCount(1));  // not 3, which came behind the mark
+    CHECK(bench.dispatcher->Counts(Side::kNew).held == 2);
+    bench.dispatcher->SetHold(Side::kNew, false);
+    REQUIRE(received.WaitForCount(2));
+    CHECK(offer("4", "a"));
+    CHECK_FALSE(offer("5", "c"));
+    CHECK_FALSE(offer("6", ""));
+    CHECK_FALSE(bench.Offer("7", "a"));  // from the other side
+    REQUIRE(received.WaitForCount(5));
+    CHECK(received.Bodies() == std::vector<std::string>{"2", "3", "5", "6", "7"});
+    bench.dispatcher->HoldKeys(Side::kNew, {}, 0);
+    REQUIRE(received.WaitForCount(7));
+    CHECK(received.Bodies()[5] == "1");
+    CHECK(received.Bodies()[6] == "4");
+}
+
+TEST_CASE("what others of its key wait for is told, and how often it has failed") {
+    Gate release;
+    Gate inside;
+    std::atomic<bool> fails{true};
+    Counter begun;
+    Bench bench{[&](Delivery delivery) {
+                    begun.Add();
+                    if (fails) throw std::runtime_error{"no"};
+                    inside.Open();
+                    release.Wait();
+                    delivery.Ack();
+                },
+                {.concurrency = 1, .order = Order::kKey}};
+    bench.Offer("first", "a");
+    CHECK(bench.dispatcher->Blockers().empty());
+    bench.Offer("behind", "a");
+    bench.Offer("behind", "a");
+    REQUIRE(begun.WaitFor(2));
+    const auto blockers = bench.dispatcher->Blockers();
+    REQUIRE(blockers.size() == 1);
+    CHECK(blockers[0].side == Side::kOld);
+    CHECK(blockers[0].arrival == 1);
+    CHECK(blockers[0].waiting == 2);
+    CHECK(blockers[0].attempts >= 1);
+    fails = false;
+    REQUIRE(inside.Wait());
+    CHECK(bench.dispatcher->WaitingForHandlers() == 0);
+    bench.Offer("another", "b");
+    CHECK(bench.dispatcher->WaitingForHandlers() == 1);
+    release.Open();
+    CHECK(bench.dispatcher->WaitSettled(Side::kOld, After()));
+    CHECK(bench.dispatcher->Blockers().empty());
 }

@@ -855,15 +855,15 @@ private:
         const bool sends = ObserveSends(seen);
         ObserveWalk(view, rung, seen);
         const bool due = sends || !seen.empty() || !view.listeners.empty();
-        for (const auto& news :
-             standstills_.Look(std::move(seen), now, std::chrono::system_clock::now())) {
-            if (news.begins) {
-                topic_.Log(LogLevel::kWarning, "stands still: " + news.text);
+        const auto news = standstills_.Look(std::move(seen), now, std::chrono::system_clock::now());
+        topic_.SetStandstills(standstills_.Standing());
+        for (const auto& [begins, text] : news) {
+            if (begins) {
+                topic_.Log(LogLevel::kWarning, "stands still: " + text);
             } else {
-                topic_.Log(LogLevel::kInfo, "goes on: " + news.text);
+                topic_.Log(LogLevel::kInfo, "goes on: " + text);
             }
         }
-        topic_.SetStandstills(standstills_.Standing());
         MendSubscriptions(view);
         return due ? now + kLook : Clock::time_point::max();
     }
