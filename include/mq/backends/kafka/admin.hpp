@@ -98,9 +98,9 @@ public:
         return trouble == troubles_.end() ? nullptr : trouble->second;
     }
 
-    /// How many partitions a topic has; nothing where it does not exist, and this client has never seen
-    /// it: what was there once may be hidden by a broker that starts. An answer that is no older than
-    /// `age` may be reused. Thread-safe.
+    /// How many partitions a topic has; nothing where it does not exist. What this client has seen
+    /// there once may be hidden by a broker that starts: that it is gone is believed after kHidden. An
+    /// answer that is no older than `age` may be reused. Thread-safe.
     /// @throws Error where the broker did not answer, or what it says cannot be.
     std::optional<int> PartitionCount(const std::string& topic, Clock::time_point deadline,
                                       milliseconds age = milliseconds{0}) {
@@ -114,14 +114,15 @@ public:
         const auto handle = Connected(deadline);
         const auto count = AskMetadata(*handle, topic, deadline);
         const std::lock_guard lock{mutex_};
-        const auto most = seen_.find(topic);
         const int known = count.value_or(0);
-        if (most != seen_.end() && known < most->second) {
+        const auto seen = seen_.find(topic);
+        if (seen != seen_.end() && known < seen->second.most && !seen->second.BelieveLess()) {
             throw MakeError(*broker_, "asking for '" + topic + "'",
                             RD_KAFKA_RESP_ERR_UNKNOWN_TOPIC_OR_PART,
                             "the broker knows " + std::to_string(known) + " of the " +
-                                std::to_string(most->second) + " partitions that it had");
+                                std::to_string(seen->second.most) + " partitions that it had");
         }
+        if (seen != seen_.end()) seen->second = {known, {}};
         partitions_[topic] = {count, Clock::now()};
         return count;
     }
@@ -344,6 +345,19 @@ private:
         Clock::time_point asked = {};
     };
 
+    /// The most partitions that a topic ever had.
+    struct Seen {
+        int most = 0;
+        std::optional<Clock::time_point> less_since = {};  ///< It has had fewer ever since.
+
+        /// The broker says that there are fewer: whether it has done so for long enough.
+        bool BelieveLess() {
+            const auto now = Clock::now();
+            if (!less_since) less_since = now;
+            return now - *less_since >= kHidden;
+        }
+    };
+
     /// A question to a coordinator that nobody waits for any more.
     struct Unanswered {
         std::shared_ptr<Handle> handle = {};  // outlives the queue
@@ -380,6 +394,8 @@ private:
     static constexpr int kForever = 3'600'000;
     /// How long an answer may be missing.
     static constexpr std::chrono::seconds kMissing{10};
+    /// How long a topic may be missing, or have fewer partitions than before, while a broker starts.
+    static constexpr std::chrono::minutes kHidden{2};
     /// How long a step of Ensure may take.
     static constexpr milliseconds kPatience{3000};
     /// From so many topics on, all topics of the cluster are asked for in one request.
@@ -392,8 +408,13 @@ private:
     std::shared_ptr<Handle> GetHandle() {
         const std::lock_guard lock{mutex_};
         if (handle_ == nullptr) {
-            handle_ = std::make_shared<Handle>(broker_, Role::kAdmin,
-                                               Properties::Of(*broker_, Role::kAdmin), nullptr);
+            // Given up, it ends in the background: whoever has asked does not wait for that.
+            handle_ = std::shared_ptr<Handle>{
+                new Handle{broker_, Role::kAdmin, Properties::Of(*broker_, Role::kAdmin), nullptr},
+                [](Handle* handle) {
+                    handle->Release();
+                    delete handle;
+                }};
         }
         return handle_;
     }
@@ -545,8 +566,8 @@ private:
 
     void NoteSeen(const std::string& topic, int count) {
         const std::lock_guard lock{mutex_};
-        int& most = seen_[topic];
-        most = std::max(most, count);
+        Seen& seen = seen_[topic];
+        if (count >= seen.most) seen = {count, {}};
     }
 
     void Forget(const std::string& topic) {
@@ -830,8 +851,8 @@ private:
     std::shared_ptr<Handle> handle_ = {};
     Clock::time_point next_kick_ = {};
     std::map<std::string, Known> partitions_ = {};
-    std::map<std::string, int> seen_ = {};  // the most partitions that a topic ever had
-    bool group_calls_ = false;              // known to be supported
+    std::map<std::string, Seen> seen_ = {};
+    bool group_calls_ = false;  // known to be supported
     Jobs jobs_ = {};
     std::vector<Later> later_ = {};
     std::deque<std::function<void()>> tasks_ = {};

@@ -1052,9 +1052,12 @@ private:
         DropPostponed();
         const Owned<rd_kafka_error_t> error{rd_kafka_consumer_close_queue(handle_->get(), queue.get())};
         if (error != nullptr) return;
-        while (rd_kafka_consumer_closed(handle_->get()) == 0 && Clock::now() < closing_by_) {
-            rd_kafka_queue_poll_callback(
-                queue.get(), std::min(RemainingMs(closing_by_), static_cast<int>(kSlice.count())));
+        // The revocation is served in any case, also where the calls before have taken all the time:
+        // without it librdkafka (seen with 2.0.2) burns a processor for ever when the handle is ended.
+        const auto by = std::max(closing_by_, Clock::now() + kGrace);
+        while (rd_kafka_consumer_closed(handle_->get()) == 0 && Clock::now() < by) {
+            rd_kafka_queue_poll_callback(queue.get(),
+                                         std::min(RemainingMs(by), static_cast<int>(kSlice.count())));
         }
     }
 

@@ -171,6 +171,8 @@ private:
     static constexpr milliseconds kPurge{1000};
     /// A producer that has worked for so long is replaced at once.
     static constexpr std::chrono::seconds kSettled{10};
+    /// How long librdkafka may take to give back what a failed producer has.
+    static constexpr std::chrono::seconds kTakeBack{10};
     /// Without a report for so long, while something is out, it is seen whether the topics exist.
     static constexpr std::chrono::seconds kStuck{3};
 
@@ -312,6 +314,7 @@ private:
         producer->Retire();
         broker_->Log(LogLevel::kError, "the producer has failed and is replaced: " + failure->text);
         retired_.push_back(producer);
+        retired_at_ = Clock::now();
         {
             const std::lock_guard lock{mutex_};
             replace_at_ = Clock::now();
@@ -339,10 +342,29 @@ private:
         const auto holds = [](const std::shared_ptr<Producer>& producer) {
             return producer->InUse() || rd_kafka_outq_len(producer->get()) > 0;
         };
+        if (!finishing_ && Clock::now() >= retired_at_ + kTakeBack) AbandonRetired();
         const auto empty = std::stable_partition(retired_.begin(), retired_.end(), holds);
         spent_.insert(spent_.end(), empty, retired_.end());
         retired_.erase(empty, retired_.end());
         return retired_.empty();
+    }
+
+    // What librdkafka does not give back must not hold up everybody else: nobody knows what became of
+    // it.
+    void AbandonRetired() {
+        const auto held = [](const std::shared_ptr<Producer>& producer) { return producer->InUse(); };
+        const auto free = std::stable_partition(retired_.begin(), retired_.end(), held);
+        for (auto each = free; each != retired_.end(); ++each) {
+            if (rd_kafka_outq_len((*each)->get()) > 0) {
+                broker_->Log(LogLevel::kWarning,
+                             "librdkafka does not give back what a failed producer has not sent: "
+                             "whether the broker has it is unknown");
+            }
+            TakeBack(**each);
+        }
+        spent_.insert(spent_.end(), free, retired_.end());
+        retired_.erase(free, retired_.end());
+        HandBackReports();
     }
 
     // Sends on what was not sent, once all of it has come back, and lets everybody send again.
@@ -471,11 +493,16 @@ private:
     void Abandon(Producer& producer) {
         // Who is between Enter and Leave is about to leave: nothing there blocks for long.
         while (producer.InUse()) Poll(producer, kSlice);
+        TakeBack(producer);
+    }
+
+    void TakeBack(Producer& producer) {
         for (const InFlight::Entry& entry : producer.in_flight().TakeAll()) {
             std::unique_ptr<backend::Publication> publication = PublicationOf(entry.value);
             if (publication == nullptr) continue;
             if (!IsTag(entry.value)) producer.Detach(publication->message);
-            HandBack(std::move(publication), Closed(Outcome::kUnknown));
+            HandBack(std::move(publication),
+                     finishing_ ? Closed(Outcome::kUnknown) : Failed(failure_, Outcome::kUnknown));
         }
     }
 
@@ -578,6 +605,7 @@ private:
     Clock::time_point reported_at_ = Clock::now();
     Producer* polled_ = nullptr;                           // whose callbacks are served
     std::vector<std::shared_ptr<Producer>> retired_ = {};  // they hold messages, or are in use
+    Clock::time_point retired_at_ = {};                    // the last of them
     std::vector<std::shared_ptr<Producer>> spent_ = {};    // retired, and nobody's any more
     std::vector<Returned> returned_ = {};                  // of the last producer, as they come
     std::deque<Returned> waiting_ = {};                    // for the next producer, in order
