@@ -276,6 +276,12 @@ struct Limits {
     /// Whether the broker keeps a position for a group instead of a state for each message: what was
     /// settled behind an unsettled one is then delivered again after a restart.
     bool settles_in_order = false;
+    /// How long a message is kept, handled or not, and how much of a partition: what is older is gone,
+    /// also where a group has yet to handle it.
+    std::optional<std::chrono::milliseconds> retention = {};
+    std::optional<std::uint64_t> retained_bytes = {};
+    /// Whether of the messages of one key only the latest is kept.
+    bool keeps_only_latest = false;
 };
 
 /// One broker.
@@ -309,6 +315,13 @@ public:
 
     /// Compared before a topic moves from one broker to another. Does not ask the broker.
     [[nodiscard]] virtual Limits GetLimits() const { return {}; }
+
+    /// The same with what the broker says of the destination itself, where it can be asked; without an
+    /// answer, what GetLimits says. Blocks until the deadline at most.
+    [[nodiscard]] virtual Limits AskLimits(const Destination& /*destination*/,
+                                           Clock::time_point /*deadline*/) noexcept {
+        return GetLimits();
+    }
 
     /// Ends publishing: waits for what is in flight until the deadline, then hands back the rest,
     /// failed with ErrorCode::kClosed and its true outcome. After it has returned nothing is published

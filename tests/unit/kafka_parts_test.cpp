@@ -7,6 +7,7 @@
 #include <mq/backends/kafka/in_flight.hpp>
 #include <mq/backends/kafka/options.hpp>
 #include <mq/backends/kafka/partition.hpp>
+#include <mq/backends/kafka/position_memory.hpp>
 #include <mq/backends/kafka/redaction.hpp>
 
 #include <algorithm>
@@ -251,6 +252,52 @@ TEST_CASE("each group has its history of each topic, and the ones asked about la
     CHECK(histories.size() == EndHistories::kMost);
     CHECK(histories.Ask("t", "a", At(6), {10}, {5}) == At(1));
     CHECK_FALSE(histories.Ask("t", "b", At(7), {9}, {5}));
+}
+
+TEST_CASE("positions are remembered as they were seen last, each partition by itself") {
+    using mq::kafka::PositionMemory;
+    using WallClock = PositionMemory::WallClock;
+    const WallClock::time_point monday{};
+    const WallClock::time_point tuesday = monday + std::chrono::hours{24};
+    PositionMemory memory;
+    memory.Note("orders", "billing", {-1, -1}, monday);
+    CHECK_FALSE(memory.Find("orders", "billing"));
+    memory.Note("orders", "billing", {7, 3}, monday);
+    // What goes back has gone back; what is not known any more is as old as it was.
+    memory.Note("orders", "billing", {5, -1}, tuesday);
+    auto found = memory.Find("orders", "billing");
+    REQUIRE(found);
+    CHECK(found->positions == mq::kafka::Offsets{5, 3});
+    CHECK(found->seen == monday);
+    memory.Note("orders", "billing", {6, 4, 2}, tuesday);
+    found = memory.Find("orders", "billing");
+    CHECK(found->positions == mq::kafka::Offsets{6, 4, 2});
+    CHECK(found->seen == tuesday);
+    CHECK_FALSE(memory.Find("orders", "search"));
+    memory.Forget("orders", "billing");
+    CHECK_FALSE(memory.Find("orders", "billing"));
+}
+
+TEST_CASE("positions are refreshed at first, and then once in a while") {
+    using mq::kafka::PositionMemory;
+    const PositionMemory::Clock::time_point now{};
+    PositionMemory memory;
+    CHECK_FALSE(memory.TakeRefresh("orders", "billing", now));
+    memory.Note("orders", "billing", {7}, {});
+    CHECK(memory.TakeRefresh("orders", "billing", now));
+    CHECK_FALSE(memory.TakeRefresh("orders", "billing", now + PositionMemory::kRefresh / 2));
+    CHECK(memory.TakeRefresh("orders", "billing", now + PositionMemory::kRefresh));
+}
+
+TEST_CASE("of the positions of very many groups those noted last are remembered") {
+    using mq::kafka::PositionMemory;
+    PositionMemory memory;
+    for (std::size_t i = 0; i <= PositionMemory::kMost; ++i) {
+        memory.Note("orders", std::to_string(i), {1}, {});
+    }
+    CHECK(memory.size() == PositionMemory::kMost);
+    CHECK_FALSE(memory.Find("orders", "0"));
+    CHECK(memory.Find("orders", std::to_string(PositionMemory::kMost)));
 }
 
 TEST_CASE("a Kafka URL becomes librdkafka's properties") {

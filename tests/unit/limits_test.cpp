@@ -35,6 +35,19 @@ TEST_CASE("Each limit in which brokers differ is named with both of its values",
     CHECK(differences[2].find("on next a message that is not settled") != std::string::npos);
 }
 
+TEST_CASE("What one broker keeps and the other drops is named", "[limits]") {
+    const NamedLimits from{"legacy", {}};
+    const NamedLimits to{"next",
+                         {.retention = 24h * 7, .retained_bytes = 1048576, .keeps_only_latest = true}};
+    const std::vector<std::string> differences = Differences(from, to);
+    REQUIRE(differences.size() == 3);
+    CHECK(differences[0] ==
+          "the age of a message that is kept, handled or not: legacy allows any, next 7d at most");
+    CHECK(differences[1].find("legacy allows any, next 1048576 bytes at most") != std::string::npos);
+    CHECK(differences[2].find("next drops a message once a later one has the same key") !=
+          std::string::npos);
+}
+
 TEST_CASE("Each adapter tells its limits without a connection, as its options have them", "[limits]") {
     mq::test::RecordingSink sink;
     const auto limits = [&](const std::string& url, std::map<std::string, std::string> options) {

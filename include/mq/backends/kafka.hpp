@@ -55,6 +55,7 @@
 #include <mq/backends/kafka/handle.hpp>
 #include <mq/backends/kafka/native.hpp>
 #include <mq/backends/kafka/options.hpp>
+#include <mq/backends/kafka/position_memory.hpp>
 #include <mq/backends/kafka/publisher.hpp>
 #include <mq/backends/kafka/sender.hpp>
 #include <mq/backends/kafka/stream.hpp>
@@ -85,23 +86,45 @@ struct Own {
     std::set<std::int32_t> listening = {};
 };
 
+/// Ends the log of a broker.
+class Dismissal {
+public:
+    explicit Dismissal(std::shared_ptr<const Broker> broker) : broker_(std::move(broker)) {}
+    Dismissal(const Dismissal&) = delete;
+    Dismissal& operator=(const Dismissal&) = delete;
+    ~Dismissal() { broker_->audience->Dismiss(); }
+
+private:
+    const std::shared_ptr<const Broker> broker_;
+};
+
 class Backend final : public backend::Backend {
 public:
     explicit Backend(std::shared_ptr<const Broker> broker)
-        : broker_(std::move(broker)), admin_(broker_), sender_(broker_) {
+        : broker_(std::move(broker)),
+          admin_(std::make_shared<Admin>(broker_)),
+          sender_(broker_, Topics()) {
         WarnOfRisks();
     }
 
+    /// Blocks for kLongestEnd at most, whatever librdkafka does: what it does not end by then is left
+    /// to itself, and calls nobody.
     ~Backend() override {
         Close(Clock::now());
-        for (const auto& group : Groups()) group->End();
-        admin_.Close();
+        const auto groups = Groups();
+        for (const auto& group : groups) group->BeginEnd();
+        const auto deadline = Clock::now() + GroupConsumer::kEndPatience;
+        for (const auto& group : groups) group->End(deadline, admin_);
+        // What has begun to end late gets a moment all the same.
+        constexpr std::chrono::seconds kMoment{1};
+        sender_.End(std::max(deadline, Clock::now() + kMoment));
+        admin_->End(std::max(deadline, Clock::now() + kMoment));
     }
 
     std::unique_ptr<backend::Publisher> MakePublisher(
         std::shared_ptr<const backend::Destination> destination) override {
         CheckAddress(*destination);
-        return std::make_unique<Publisher>(broker_, sender_, admin_, std::move(destination));
+        return std::make_unique<Publisher>(broker_, sender_, *admin_, std::move(destination));
     }
 
     std::unique_ptr<backend::Consumer> Subscribe(backend::Subscribing subscribing,
@@ -118,16 +141,16 @@ public:
         for (const auto& group : groups_) {
             if (group->group() != subscribing.group) continue;
             if (auto stream = group->TryAdd(subscribing, receiver, received)) {
-                return std::make_unique<Consumer>(group, std::move(stream));
+                return MakeConsumer(group, std::move(stream), subscribing);
             }
             indices.insert(group->index());
         }
         std::size_t index = 0;
         while (indices.contains(index)) ++index;
-        auto group = std::make_shared<GroupConsumer>(broker_, admin_, subscribing.group, index);
+        auto group = std::make_shared<GroupConsumer>(broker_, *admin_, subscribing.group, index);
         auto stream = group->TryAdd(subscribing, receiver, received);
         groups_.push_back(group);
-        return std::make_unique<Consumer>(std::move(group), std::move(stream));
+        return MakeConsumer(std::move(group), std::move(stream), subscribing);
     }
 
     backend::Listening CheckListening(const backend::Destination& destination, const std::string& group,
@@ -156,13 +179,86 @@ public:
                 .settles_in_order = true};
     }
 
+    backend::Limits AskLimits(const backend::Destination& destination,
+                              Clock::time_point deadline) noexcept override {
+        backend::Limits limits = GetLimits();
+        try {
+            // Who asks is about to use it: what is still to be made is made first.
+            if (broker_->options.declare && !admin_->PartitionCount(destination.address, deadline)) {
+                admin_->EnsureNow(destination.address, deadline);
+            }
+            Tighten(limits, admin_->ConfigOf(destination.address, deadline));
+        } catch (const std::exception& error) {
+            broker_->Log(LogLevel::kDebug, error.what());
+        }
+        return limits;
+    }
+
     void Close(Clock::time_point deadline) noexcept override { sender_.Close(deadline); }
 
+    /// A moment for what Close would hand back, and then the handles, together; see ~Backend.
+    static constexpr std::chrono::seconds kLongestEnd{15};
+
 private:
+    /// Whom the sender asks about topics.
+    Sender::Topics Topics() {
+        if (!broker_->options.declare) return {};
+        const auto patience = broker_->context.send_timeout;
+        return {
+            [admin = admin_, patience](const std::string& topic) { admin->LookAfter(topic, patience); },
+            [admin = admin_](const std::string& topic) { return admin->TroubleOf(topic); }};
+    }
+
+    // Consumers are closed before this ends: see backend::Backend.
+    std::unique_ptr<backend::Consumer> MakeConsumer(std::shared_ptr<GroupConsumer> group,
+                                                    std::shared_ptr<Stream> stream,
+                                                    const backend::Subscribing& subscribing) {
+        return std::make_unique<Consumer>(
+            std::move(group), std::move(stream),
+            [memory = memory_, topic = subscribing.destination->address,
+             name = subscribing.group](const Stream& its) {
+                Offsets positions;
+                for (const auto& [number, partition] : its.Partitions()) {
+                    const auto place = static_cast<std::size_t>(number);
+                    if (positions.size() <= place) positions.resize(place + 1, -1);
+                    positions[place] = partition->GetProgress().position.value_or(-1);
+                }
+                memory->Note(topic, name, positions, PositionMemory::WallClock::now());
+            });
+    }
+
     /// How old the number of a topic's partitions may be in an answer that is asked for again soon.
     static constexpr milliseconds kMetadataAge{1000};
     /// How long it is believed that no group listens.
     static constexpr milliseconds kNobodyAge{1000};
+
+    static void Tighten(backend::Limits& limits, const std::map<std::string, std::string>& config) {
+        const auto number = [&](const char* name) -> std::optional<std::int64_t> {
+            const auto entry = config.find(name);
+            if (entry == config.end()) return std::nullopt;
+            try {
+                return std::stoll(entry->second);
+            } catch (const std::exception&) {
+                return std::nullopt;
+            }
+        };
+        const auto policy = config.find("cleanup.policy");
+        const auto has = [&](const char* what) {
+            return policy != config.end() && policy->second.find(what) != std::string::npos;
+        };
+        limits.keeps_only_latest = has("compact");
+        const auto time = number("retention.ms");
+        if (has("delete") && time && *time >= 0) limits.retention = milliseconds{*time};
+        const auto bytes = number("retention.bytes");
+        if (has("delete") && bytes && *bytes >= 0) {
+            limits.retained_bytes = static_cast<std::uint64_t>(*bytes);
+        }
+        const auto largest = number("max.message.bytes");
+        if (largest && *largest >= 0) {
+            const auto allowed = static_cast<std::uint64_t>(*largest);
+            limits.message_bytes = std::min(limits.message_bytes.value_or(allowed), allowed);
+        }
+    }
 
     // By what librdkafka makes of the URL and the options, whichever of them it comes from.
     void WarnOfRisks() const {
@@ -244,14 +340,14 @@ private:
     backend::Listening GroupListening(const std::string& address, const std::string& group,
                                       bool positions_count, Clock::time_point deadline) {
         using Answer = backend::Listening::Answer;
-        const auto count = admin_.PartitionCount(address, deadline, kMetadataAge);
+        const auto count = admin_->PartitionCount(address, deadline, kMetadataAge);
         if (!count) return {Answer::kNo, "there is no topic '" + address + "'"};
         const Own own = AskOwn(address, group);
         std::set<std::int32_t> listening = own.listening;
         if (Without(listening, *count).empty()) return {Answer::kYes, {}};
         bool rebalancing = false;
         try {
-            const auto members = admin_.Describe(group, address, deadline);
+            const auto members = admin_->Describe(group, address, deadline);
             rebalancing = members.rebalancing;
             for (const std::int32_t number : members.partitions) {
                 if (!own.progress.contains(number)) listening.insert(number);
@@ -263,7 +359,7 @@ private:
         const std::set<std::int32_t> without = Without(listening, *count);
         if (without.empty()) return {Answer::kYes, {}};
         if (positions_count) {
-            const auto committed = admin_.Committed(group, address, *count, deadline);
+            const auto committed = admin_->Committed(group, address, *count, deadline);
             const bool all = std::all_of(committed.begin(), committed.end(),
                                          [](std::int64_t offset) { return offset >= 0; });
             if (all) return {Answer::kYes, {}};
@@ -313,7 +409,7 @@ private:
         for (const std::string& group : candidates) {
             if (ask(group)) return {Answer::kYes, {}};
         }
-        for (const std::string& group : admin_.Groups(deadline)) {
+        for (const std::string& group : admin_->Groups(deadline)) {
             if (!candidates.contains(group) && ask(group)) return {Answer::kYes, {}};
         }
         if (unsure) return {Answer::kUnknown, "a group is rebalancing"};
@@ -357,7 +453,7 @@ private:
     /// it.
     /// @throws Error where that is not certain.
     std::optional<int> CountOf(const std::string& address, Clock::time_point deadline) {
-        const auto count = admin_.PartitionCount(address, deadline);
+        const auto count = admin_->PartitionCount(address, deadline);
         const Own own = AskOwn(address, {});
         const int least = own.progress.empty() ? 0 : own.progress.rbegin()->first + 1;
         if (count.value_or(0) >= least) return count;
@@ -378,25 +474,26 @@ private:
     Lag LagOf(const std::string& address, const std::string& group, int count,
               Clock::time_point deadline) {
         Lag lag;
-        const Offsets& ends = lag.ends =
-            admin_.Watermarks(address, count, RD_KAFKA_OFFSET_END, deadline);
-        Offsets& positions = lag.positions = admin_.Committed(group, address, count, deadline);
+        Offsets& ends = lag.ends = admin_->Watermarks(address, count, RD_KAFKA_OFFSET_END, deadline);
+        const Offsets committed = admin_->Committed(group, address, count, deadline);
         // What is settled here and not committed yet is no less settled. Asked for last, and so no
         // older than the ends.
         const Own own = AskOwn(address, group);
-        bool behind = false;
-        for (std::size_t i = 0; i < ends.size(); ++i) {
-            const auto mine = own.progress.find(static_cast<std::int32_t>(i));
-            if (mine != own.progress.end()) {
-                positions[i] = std::max(positions[i], mine->second.position.value_or(-1));
+        Offsets& positions = lag.positions = WithOwn(committed, own);
+        if (AnyAbove(positions, ends)) {
+            // More has come and is settled since the ends were asked for; or else the log was lost, and
+            // who takes over begins where it begins now.
+            ends = admin_->Watermarks(address, count, RD_KAFKA_OFFSET_END, deadline);
+            for (std::size_t i = 0; i < ends.size(); ++i) {
+                if (positions[i] > ends[i]) positions[i] = 0;
             }
-            behind = behind || positions[i] < ends[i];
         }
-        if (!behind) return lag;
-        lag.known_group = std::any_of(positions.begin(), positions.end(),
-                                      [](std::int64_t position) { return position >= 0; });
+        lag.known_group = HasSeen(address, group) || AnyKnown(positions);
+        FillIn(address, group, lag, deadline);
+        Keep(address, group, lag, committed, deadline);
+        if (!AnyAbove(ends, positions)) return lag;
         // What retention has deleted is not left either.
-        const auto begins = admin_.Watermarks(address, count, RD_KAFKA_OFFSET_BEGINNING, deadline);
+        const auto begins = admin_->Watermarks(address, count, RD_KAFKA_OFFSET_BEGINNING, deadline);
         for (std::size_t i = 0; i < ends.size(); ++i) {
             const auto mine = own.progress.find(static_cast<std::int32_t>(i));
             const bool known = mine != own.progress.end() && mine->second.position;
@@ -404,6 +501,100 @@ private:
             lag.messages += known ? LeftOf(mine->second, ends[i]) : Distance(positions[i], ends[i]);
         }
         return lag;
+    }
+
+    // Where a partition is with a member of ours, its own position is the one that counts, also where
+    // it is below the one that is committed: the partition was rewound.
+    static Offsets WithOwn(Offsets positions, const Own& own) {
+        for (const auto& [number, progress] : own.progress) {
+            const auto place = static_cast<std::size_t>(number);
+            if (place < positions.size() && progress.position) positions[place] = *progress.position;
+        }
+        return positions;
+    }
+
+    static bool AnyAbove(const Offsets& some, const Offsets& others) {
+        return !std::equal(some.begin(), some.end(), others.begin(),
+                           [](std::int64_t one, std::int64_t other) { return one <= other; });
+    }
+
+    static bool AnyKnown(const Offsets& positions) {
+        return std::any_of(positions.begin(), positions.end(),
+                           [](std::int64_t position) { return position >= 0; });
+    }
+
+    /// Whether a member of ours was ever in the group, on the topic.
+    [[nodiscard]] bool HasSeen(const std::string& address, const std::string& group) const {
+        const std::lock_guard lock{mutex_};
+        return received_.contains({group, address});
+    }
+
+    // A broker forgets the positions of a group that has left, after a week by default: what this
+    // client remembers stands in for them, and is written back, so that who joins the group again
+    // begins there.
+    void FillIn(const std::string& address, const std::string& group, Lag& lag,
+                Clock::time_point deadline) {
+        const auto remembered = memory_->Find(address, group);
+        if (!remembered) return;
+        Offsets gone(lag.positions.size(), -1);
+        for (std::size_t i = 0; i < gone.size() && i < remembered->positions.size(); ++i) {
+            if (lag.positions[i] < 0) gone[i] = remembered->positions[i];
+        }
+        if (!AnyKnown(gone)) return;
+        if (MadeAnew(address, gone, remembered->seen, lag.ends, deadline)) {
+            memory_->Forget(address, group);
+            return;
+        }
+        lag.known_group = true;
+        for (std::size_t i = 0; i < gone.size(); ++i) {
+            if (gone[i] >= 0) lag.positions[i] = gone[i];
+        }
+        broker_->Log(LogLevel::kWarning, "the positions of group '" + group + "' on '" + address +
+                                             "' have expired at the broker: they are written again as "
+                                             "this client remembers them");
+        Write(address, group, gone, deadline);
+    }
+
+    // Whether the positions are about another log than the one that is there: it ends below them, or
+    // has a message below them that is younger than they are.
+    bool MadeAnew(const std::string& address, const Offsets& positions,
+                  PositionMemory::WallClock::time_point seen, const Offsets& ends,
+                  Clock::time_point deadline) {
+        const auto moment = std::chrono::duration_cast<milliseconds>(seen.time_since_epoch()).count();
+        const auto younger =
+            admin_->Watermarks(address, static_cast<int>(positions.size()), moment, deadline);
+        for (std::size_t i = 0; i < positions.size(); ++i) {
+            if (positions[i] < 0) continue;
+            if (ends[i] < positions[i]) return true;
+            if (younger[i] >= 0 && younger[i] < positions[i]) return true;
+        }
+        return false;
+    }
+
+    // Remembers the positions, and sees that the broker does, where no member of ours is on the topic
+    // who commits them.
+    void Keep(const std::string& address, const std::string& group, const Lag& lag,
+              const Offsets& committed, Clock::time_point deadline) {
+        memory_->Note(address, group, lag.positions, PositionMemory::WallClock::now());
+        if (!AnyKnown(committed) || AnyAbove(committed, lag.ends)) return;
+        if (OwnGroups(address).contains(group)) return;
+        if (memory_->TakeRefresh(address, group, Clock::now())) {
+            Write(address, group, committed, deadline);
+        }
+    }
+
+    // As a member of the group where there is one here, for from others the broker takes it only where
+    // there is none at all. What fails is tried again with the next refresh.
+    void Write(const std::string& address, const std::string& group, const Offsets& positions,
+               Clock::time_point deadline) {
+        for (const auto& member : Groups()) {
+            if (member->group() == group && member->Commit(address, positions)) return;
+        }
+        try {
+            admin_->SetCommitted(group, address, positions, deadline);
+        } catch (const Error& error) {
+            if (throttle_.Allow(group)) broker_->Log(LogLevel::kDebug, error.what());
+        }
     }
 
     static std::uint64_t Distance(std::int64_t from, std::int64_t to) {
@@ -422,9 +613,12 @@ private:
     };
 
     const std::shared_ptr<const Broker> broker_;
-    Admin admin_;
+    const Dismissal dismissal_{broker_};  // the last that is destroyed here
+    const std::shared_ptr<Admin> admin_;
     Sender sender_;
     EndHistories histories_ = {};
+    const std::shared_ptr<PositionMemory> memory_ = std::make_shared<PositionMemory>();
+    LogThrottle throttle_ = {};
 
     mutable std::mutex mutex_ = {};  // guards everything below
     std::vector<std::shared_ptr<GroupConsumer>> groups_ = {};

@@ -4,6 +4,7 @@
 #pragma once
 
 #include <mq/backend.hpp>
+#include <mq/detail/duration.hpp>
 #include <mq/migration/guards.hpp>
 
 #include <chrono>
@@ -43,6 +44,17 @@ inline std::vector<std::string> Differences(const NamedLimits& from, const Named
     AddDifference(differences, from, to, &backend::Limits::handling_time,
                   "the time until a message is settled",
                   [](std::chrono::milliseconds time) { return InWords(time); });
+    AddDifference(differences, from, to, &backend::Limits::retention,
+                  "the age of a message that is kept, handled or not",
+                  [](std::chrono::milliseconds time) { return detail::FormatDuration(time); });
+    AddDifference(differences, from, to, &backend::Limits::retained_bytes,
+                  "the size of what is kept of a partition, handled or not",
+                  [](std::uint64_t bytes) { return std::to_string(bytes) + " bytes"; });
+    if (from.limits.keeps_only_latest != to.limits.keeps_only_latest) {
+        const std::string& strict = from.limits.keeps_only_latest ? from.broker : to.broker;
+        differences.push_back("what is kept of a key: " + strict +
+                              " drops a message once a later one has the same key, handled or not");
+    }
     if (from.limits.settles_in_order != to.limits.settles_in_order) {
         const std::string& strict = from.limits.settles_in_order ? from.broker : to.broker;
         differences.push_back("the order of settling: on " + strict +

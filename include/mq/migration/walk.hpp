@@ -306,9 +306,14 @@ private:
         if (std::exchange(compared_[static_cast<std::size_t>(side)], true)) return;
         runtime::BrokerLink& from = topic_.link(Other(side));
         runtime::BrokerLink& to = topic_.link(side);
-        for (const std::string& difference :
-             Differences({.broker = from.name(), .limits = from.Get().GetLimits()},
-                         {.broker = to.name(), .limits = to.Get().GetLimits()})) {
+        const auto ask = [&](runtime::BrokerLink& link, Side its) -> NamedLimits {
+            const auto begin = Clock::now();
+            if (link.IsSilent(begin)) return {link.name(), link.Get().GetLimits()};
+            auto limits = link.Get().AskLimits(*topic_.destination(its), begin + kGuardTimeout);
+            NoteUnanswered(link, begin);
+            return {link.name(), std::move(limits)};
+        };
+        for (const std::string& difference : Differences(ask(from, Other(side)), ask(to, side))) {
             topic_.Log(LogLevel::kWarning, "its two brokers differ in " + difference);
         }
     }

@@ -6,6 +6,8 @@
 #include <mq/backends/kafka/handle.hpp>
 #include <mq/backends/kafka/native.hpp>
 #include <mq/backends/kafka/questions.hpp>
+#include <mq/detail/backoff.hpp>
+#include <mq/detail/signal.hpp>
 
 #include <algorithm>
 #include <array>
@@ -13,6 +15,7 @@
 #include <condition_variable>
 #include <cstddef>
 #include <cstdint>
+#include <deque>
 #include <functional>
 #include <map>
 #include <memory>
@@ -34,8 +37,11 @@ public:
     struct Verdict {
         ErrorPtr error = {};   ///< Null where it exists.
         bool created = false;  ///< Just now.
+        bool last = true;      ///< Else it is tried again, and there will be another verdict.
     };
     using Ensured = std::function<void(const Verdict&)>;
+    /// Until when something is tried again; asked for each time.
+    using Until = std::function<Clock::time_point()>;
 
     explicit Admin(std::shared_ptr<const Broker> broker) : broker_(std::move(broker)) {}
 
@@ -44,18 +50,58 @@ public:
     ~Admin() { Close(); }
 
     /// Sees that a topic exists, creating it where the options say so, and calls `done` on a thread of
-    /// its own with no lock held; not at all after Close. Never blocks. Thread-safe.
-    void Ensure(std::string topic, Ensured done) {
+    /// its own with no lock held; not at all after Close. What fails in a way that passes by itself is
+    /// tried again until `until`, and `done` is called each time; without one, it is tried once. Never
+    /// blocks. Thread-safe.
+    void Ensure(std::string topic, Ensured done, Until until = {}) {
         const std::lock_guard lock{mutex_};
         if (closing_) return;
-        jobs_[std::move(topic)].push_back(std::move(done));
-        if (!thread_.joinable()) thread_ = std::thread{[this] { Run(); }};
-        changed_.notify_all();
+        jobs_[std::move(topic)].emplace_back(std::move(done), std::move(until));
+        StartLocked();
     }
 
-    /// How many partitions a topic has; nothing where it does not exist, and this client has never seen
-    /// it: what was there once may be hidden by a broker that starts. An answer that is no older than
-    /// `age` may be reused. Thread-safe.
+    /// The same, and waits for the verdict until the deadline at most. Thread-safe.
+    void EnsureNow(std::string topic, Clock::time_point deadline) {
+        const auto answered = std::make_shared<mq::detail::Signal>();
+        const auto seen = answered->Generation();
+        Ensure(std::move(topic), [answered](const Verdict&) { answered->Raise(); });
+        answered->WaitChange(seen, deadline);
+    }
+
+    /// Ensure for a topic whose messages do not go out, not more than once in a second. The broker
+    /// should know it by then. Never blocks. Thread-safe.
+    void LookAfter(const std::string& topic, std::chrono::milliseconds patience) {
+        const auto now = Clock::now();
+        {
+            const std::lock_guard lock{mutex_};
+            Clock::time_point& next = look_after_[topic];
+            if (now < next) return;
+            next = now + kLookAfter;
+        }
+        Ensure(
+            topic, [](const Verdict&) {}, [until = now + patience] { return until; });
+    }
+
+    /// Runs `task` on the same thread, with no lock held; not at all after Close. It blocks for some
+    /// seconds at most, and throws nothing. Never blocks. Thread-safe.
+    void Post(std::function<void()> task) {
+        const std::lock_guard lock{mutex_};
+        if (closing_) return;
+        tasks_.push_back(std::move(task));
+        StartLocked();
+    }
+
+    /// Why a topic could not be made or found, when that was tried last; null where it could, or nobody
+    /// has tried. Thread-safe.
+    [[nodiscard]] ErrorPtr TroubleOf(const std::string& topic) const {
+        const std::lock_guard lock{mutex_};
+        const auto trouble = troubles_.find(topic);
+        return trouble == troubles_.end() ? nullptr : trouble->second;
+    }
+
+    /// How many partitions a topic has; nothing where it does not exist. What this client has seen
+    /// there once may be hidden by a broker that starts: that it is gone is believed after kHidden. An
+    /// answer that is no older than `age` may be reused. Thread-safe.
     /// @throws Error where the broker did not answer, or what it says cannot be.
     std::optional<int> PartitionCount(const std::string& topic, Clock::time_point deadline,
                                       milliseconds age = milliseconds{0}) {
@@ -69,20 +115,22 @@ public:
         const auto handle = Connected(deadline);
         const auto count = AskMetadata(*handle, topic, deadline);
         const std::lock_guard lock{mutex_};
-        const auto most = seen_.find(topic);
         const int known = count.value_or(0);
-        if (most != seen_.end() && known < most->second) {
+        const auto seen = seen_.find(topic);
+        if (seen != seen_.end() && known < seen->second.most && !seen->second.BelieveLess()) {
             throw MakeError(*broker_, "asking for '" + topic + "'",
                             RD_KAFKA_RESP_ERR_UNKNOWN_TOPIC_OR_PART,
                             "the broker knows " + std::to_string(known) + " of the " +
-                                std::to_string(most->second) + " partitions that it had");
+                                std::to_string(seen->second.most) + " partitions that it had");
         }
+        if (seen != seen_.end()) seen->second = {known, {}};
         partitions_[topic] = {count, Clock::now()};
         return count;
     }
 
     /// For each partition, where the log ends (RD_KAFKA_OFFSET_END) or begins
-    /// (RD_KAFKA_OFFSET_BEGINNING). Thread-safe.
+    /// (RD_KAFKA_OFFSET_BEGINNING), or the first message that is no older than a moment, in
+    /// milliseconds of the wall clock; negative where there is none. Thread-safe.
     /// @throws Error where the broker did not answer.
     std::vector<std::int64_t> Watermarks(const std::string& topic, int count, std::int64_t which,
                                          Clock::time_point deadline) {
@@ -118,6 +166,64 @@ public:
         if (code == RD_KAFKA_RESP_ERR_GROUP_ID_NOT_FOUND) return Offsets(*list, count);
         Check(code, what);
         return Offsets(*rd_kafka_group_result_partitions(result[0]), count);
+    }
+
+    /// Writes positions of a group that nobody is in; those below 0 are left out. Thread-safe.
+    /// @throws Error where the broker did not answer, or somebody is in the group.
+    void SetCommitted(const std::string& group, const std::string& topic,
+                      const std::vector<std::int64_t>& positions, Clock::time_point deadline) {
+        const auto list = MakeList(positions.size());
+        for (std::size_t i = 0; i < positions.size(); ++i) {
+            if (positions[i] < 0) continue;
+            rd_kafka_topic_partition_list_add(list.get(), topic.c_str(), static_cast<std::int32_t>(i))
+                ->offset = positions[i];
+        }
+        if (list->cnt == 0) return;
+        const auto handle = Connected(deadline);
+        const Owned<rd_kafka_AlterConsumerGroupOffsets_t> order{
+            rd_kafka_AlterConsumerGroupOffsets_new(group.c_str(), list.get())};
+        rd_kafka_AlterConsumerGroupOffsets_t* orders = order.get();
+        const auto what = "writing the positions of group '" + group + "'";
+        const auto answer = AskCoordinator(
+            handle, RD_KAFKA_ADMIN_OP_ALTERCONSUMERGROUPOFFSETS, deadline, what,
+            [&](const rd_kafka_AdminOptions_t* options, rd_kafka_queue_t* queue) {
+                rd_kafka_AlterConsumerGroupOffsets(handle->get(), &orders, 1, options, queue);
+            });
+        std::size_t groups = 0;
+        const auto* const result = rd_kafka_AlterConsumerGroupOffsets_result_groups(
+            rd_kafka_event_AlterConsumerGroupOffsets_result(answer.get()), &groups);
+        if (groups != 1) Check(RD_KAFKA_RESP_ERR__BAD_MSG, what);
+        Check(rd_kafka_error_code(rd_kafka_group_result_error(result[0])), what);
+        const auto* const written = rd_kafka_group_result_partitions(result[0]);
+        for (int i = 0; written != nullptr && i < written->cnt; ++i) Check(written->elems[i].err, what);
+    }
+
+    /// What the config of a topic says, by the names that Kafka has for it. Thread-safe.
+    /// @throws Error where the broker did not answer.
+    std::map<std::string, std::string> ConfigOf(const std::string& topic, Clock::time_point deadline) {
+        const auto handle = Connected(deadline);
+        const auto what = "asking for the config of '" + topic + "'";
+        const Owned<rd_kafka_ConfigResource_t> resource{
+            rd_kafka_ConfigResource_new(RD_KAFKA_RESOURCE_TOPIC, topic.c_str())};
+        rd_kafka_ConfigResource_t* resources = resource.get();
+        const auto answer =
+            Ask(*handle, RD_KAFKA_ADMIN_OP_DESCRIBECONFIGS, deadline, what,
+                [&](const rd_kafka_AdminOptions_t* options, rd_kafka_queue_t* queue) {
+                    rd_kafka_DescribeConfigs(handle->get(), &resources, 1, options, queue);
+                });
+        std::size_t count = 0;
+        const auto* const told = rd_kafka_DescribeConfigs_result_resources(
+            rd_kafka_event_DescribeConfigs_result(answer.get()), &count);
+        if (count != 1) Check(RD_KAFKA_RESP_ERR__BAD_MSG, what);
+        Check(rd_kafka_ConfigResource_error(told[0]), what,
+              rd_kafka_ConfigResource_error_string(told[0]));
+        const auto* const entries = rd_kafka_ConfigResource_configs(told[0], &count);
+        std::map<std::string, std::string> config;
+        for (std::size_t i = 0; i < count; ++i) {
+            const char* const value = rd_kafka_ConfigEntry_value(entries[i]);
+            if (value != nullptr) config.emplace(rd_kafka_ConfigEntry_name(entries[i]), value);
+        }
+        return config;
     }
 
     /// The groups that have members. Thread-safe.
@@ -250,6 +356,13 @@ public:
         return found.partition_cnt;
     }
 
+    /// Ends the handle too, and waits for that until the deadline at most. Nobody asks any more.
+    void End(Clock::time_point deadline) noexcept {
+        Close();
+        unanswered_ = {};
+        if (handle_ != nullptr) handle_->End(deadline);
+    }
+
     /// Ends the thread; what it has not done is dropped. Blocks for the request under way, some seconds
     /// at most. Thread-safe.
     void Close() noexcept {
@@ -264,13 +377,42 @@ public:
     }
 
 private:
-    using Jobs = std::map<std::string, std::vector<Ensured>>;
+    /// What Ensure was asked for.
+    struct Job {
+        Job(Ensured its_done, Until its_until)
+            : done(std::move(its_done)), until(std::move(its_until)) {}
+
+        Ensured done;
+        Until until;
+        mq::detail::Backoff pause{milliseconds{200}, milliseconds{1000}};
+    };
+    /// One that is tried again.
+    struct Later {
+        Clock::time_point due = {};
+        std::string topic = {};
+        Job job;
+    };
+
+    using Jobs = std::map<std::string, std::vector<Job>>;
     using Results = std::map<std::string, Verdict>;
 
     /// What was last heard of a topic.
     struct Known {
         std::optional<int> count = {};
         Clock::time_point asked = {};
+    };
+
+    /// The most partitions that a topic ever had.
+    struct Seen {
+        int most = 0;
+        std::optional<Clock::time_point> less_since = {};  ///< It has had fewer ever since.
+
+        /// The broker says that there are fewer: whether it has done so for long enough.
+        bool BelieveLess() {
+            const auto now = Clock::now();
+            if (!less_since) less_since = now;
+            return now - *less_since >= kHidden;
+        }
     };
 
     /// A question to a coordinator that nobody waits for any more.
@@ -309,20 +451,29 @@ private:
     static constexpr int kForever = 3'600'000;
     /// How long an answer may be missing.
     static constexpr std::chrono::seconds kMissing{10};
+    /// How long a topic may be missing, or have fewer partitions than before, while a broker starts.
+    static constexpr std::chrono::minutes kHidden{2};
     /// How long a step of Ensure may take.
     static constexpr milliseconds kPatience{3000};
     /// How long one topic of several may take that is asked about by itself.
     static constexpr milliseconds kOneTopic{500};
     /// From so many topics on, all topics of the cluster are asked for in one request.
     static constexpr std::size_t kManyTopics = 8;
+    /// How often it is seen whether a topic exists that seems not to.
+    static constexpr milliseconds kLookAfter{1000};
     /// How often an unreachable cluster is tried.
     static constexpr milliseconds kRetry{250};
 
     std::shared_ptr<Handle> GetHandle() {
         const std::lock_guard lock{mutex_};
         if (handle_ == nullptr) {
-            handle_ = std::make_shared<Handle>(broker_, Role::kAdmin,
-                                               Properties::Of(*broker_, Role::kAdmin), nullptr);
+            // Given up, it ends in the background: whoever has asked does not wait for that.
+            handle_ = std::shared_ptr<Handle>{
+                new Handle{broker_, Role::kAdmin, Properties::Of(*broker_, Role::kAdmin), nullptr},
+                [](Handle* handle) {
+                    handle->Release();
+                    delete handle;
+                }};
         }
         return handle_;
     }
@@ -474,8 +625,8 @@ private:
 
     void NoteSeen(const std::string& topic, int count) {
         const std::lock_guard lock{mutex_};
-        int& most = seen_[topic];
-        most = std::max(most, count);
+        Seen& seen = seen_[topic];
+        if (count >= seen.most) seen = {count, {}};
     }
 
     void Forget(const std::string& topic) {
@@ -558,19 +709,76 @@ private:
         return true;
     }
 
+    void StartLocked() {
+        if (!thread_.joinable()) thread_ = std::thread{[this] { Run(); }};
+        changed_.notify_all();
+    }
+
+    [[nodiscard]] bool Closing() const {
+        const std::lock_guard lock{mutex_};
+        return closing_;
+    }
+
     void Run() {
         while (true) {
             Jobs jobs;
+            std::deque<std::function<void()>> tasks;
             {
                 std::unique_lock lock{mutex_};
-                while (jobs_.empty() && !closing_) changed_.wait_for(lock, std::chrono::hours{1});
+                while (!TakeDueLocked() && !closing_) changed_.wait_until(lock, NextDueLocked());
                 if (closing_) return;
-                jobs = std::move(jobs_);
-                jobs_.clear();
+                jobs = std::exchange(jobs_, {});
+                tasks = std::exchange(tasks_, {});
             }
-            for (const auto& [topic, verdict] : EnsureAll(jobs)) {
-                for (const Ensured& done : jobs[topic]) done(verdict);
+            if (!jobs.empty()) Answer(jobs, EnsureAll(jobs));
+            for (const auto& task : tasks) {
+                if (Closing()) return;
+                task();
             }
+        }
+    }
+
+    // Whether there is something to do.
+    bool TakeDueLocked() {
+        const auto now = Clock::now();
+        const auto due = std::stable_partition(later_.begin(), later_.end(),
+                                               [&](const Later& each) { return now < each.due; });
+        for (auto each = due; each != later_.end(); ++each) {
+            jobs_[each->topic].push_back(std::move(each->job));
+        }
+        later_.erase(due, later_.end());
+        return !jobs_.empty() || !tasks_.empty();
+    }
+
+    [[nodiscard]] Clock::time_point NextDueLocked() const {
+        auto next = Clock::now() + std::chrono::hours{1};
+        for (const Later& each : later_) next = std::min(next, each.due);
+        return next;
+    }
+
+    void Answer(Jobs& jobs, const Results& results) {
+        for (const auto& [topic, verdict] : results) {
+            NoteTrouble(topic, verdict.error);
+            for (Job& job : jobs[topic]) Answer(topic, job, verdict);
+        }
+    }
+
+    void Answer(const std::string& topic, Job& job, Verdict verdict) {
+        const bool passes = verdict.error != nullptr && PassesByItself(*verdict.error);
+        verdict.last = !passes || !job.until || Clock::now() >= job.until();
+        job.done(verdict);
+        if (verdict.last) return;
+        const auto due = Clock::now() + job.pause.Next();
+        const std::lock_guard lock{mutex_};
+        later_.push_back({due, topic, std::move(job)});
+    }
+
+    void NoteTrouble(const std::string& topic, const ErrorPtr& error) {
+        const std::lock_guard lock{mutex_};
+        if (error == nullptr) {
+            troubles_.erase(topic);
+        } else {
+            troubles_[topic] = error;
         }
     }
 
@@ -598,6 +806,7 @@ private:
         const bool many = jobs.size() >= kManyTopics;
         if (many) existing = AllTopics(handle);
         for (const auto& [topic, done] : jobs) {
+            if (Closing()) break;
             try {
                 const bool exists =
                     many ? existing.contains(topic)
@@ -686,10 +895,30 @@ private:
                 }
                 results[topic] = {AwaitTopic(handle, topic), true};
             } else {
-                results[topic] = {std::make_shared<Error>(MakeError(
-                    *broker_, "creating topic '" + topic + "'", code, text != nullptr ? text : ""))};
+                std::string reason = text != nullptr ? text : rd_kafka_err2str(code);
+                if (code == RD_KAFKA_RESP_ERR_INVALID_REPLICATION_FACTOR) {
+                    reason = Replication(handle) + reason;
+                }
+                results[topic] = {std::make_shared<Error>(
+                    MakeError(*broker_, "creating topic '" + topic + "'", code, std::move(reason)))};
             }
         }
+    }
+
+    // What is asked for, and what there is: a replication that is larger than the cluster never comes
+    // to be, and one broker that starts anew looks the same for a moment.
+    std::string Replication(Handle& handle) const {
+        const rd_kafka_metadata_t* metadata = nullptr;
+        const auto error =
+            rd_kafka_metadata(handle.get(), 0, nullptr, &metadata, static_cast<int>(kPatience.count()));
+        if (error != RD_KAFKA_RESP_ERR_NO_ERROR) return {};
+        const Owned<const rd_kafka_metadata_t> owned{metadata};
+        const auto& wanted = broker_->options.replication;
+        const int there = metadata->broker_cnt;
+        return (wanted ? "replication = " + std::to_string(*wanted)
+                       : std::string{"the replication that is the cluster's default"}) +
+               " is asked for, and the cluster has " + std::to_string(there) +
+               (there == 1 ? " broker: " : " brokers: ");
     }
 
     // A new topic takes a moment to reach every broker.
@@ -706,9 +935,17 @@ private:
             std::unique_lock lock{mutex_};
             const bool closing = changed_.wait_for(lock, kInterval, [&] { return closing_; });
             if (closing || Clock::now() >= deadline) {
-                return last != nullptr ? last : NotFound(topic);
+                return last != nullptr ? last : NotKnownYet(topic);
             }
         }
+    }
+
+    ErrorPtr NotKnownYet(const std::string& topic) const {
+        const char* const text = rd_kafka_err2str(RD_KAFKA_RESP_ERR_UNKNOWN_TOPIC_OR_PART);
+        return std::make_shared<Error>(
+            ErrorCode::kUnavailable,
+            broker_->Text("topic '" + topic + "' has been made and is not known yet: " + text),
+            Outcome::kNotSent, NativeError{RD_KAFKA_RESP_ERR_UNKNOWN_TOPIC_OR_PART, text});
     }
 
     const std::shared_ptr<const Broker> broker_;
@@ -716,16 +953,20 @@ private:
     Questions questions_ = {};
     Unanswered unanswered_ = {};  // of whoever has the turn
 
-    std::mutex mutex_ = {};  // guards everything below, but for joining thread_
+    mutable std::mutex mutex_ = {};  // guards everything below, but for joining thread_
     std::condition_variable changed_ = {};
     std::condition_variable turn_ended_ = {};
     bool asking_ = false;  // a thread asks a coordinator
     std::shared_ptr<Handle> handle_ = {};
     Clock::time_point next_kick_ = {};
     std::map<std::string, Known> partitions_ = {};
-    std::map<std::string, int> seen_ = {};  // the most partitions that a topic ever had
-    bool group_calls_ = false;              // known to be supported
+    std::map<std::string, Seen> seen_ = {};
+    bool group_calls_ = false;  // known to be supported
     Jobs jobs_ = {};
+    std::vector<Later> later_ = {};
+    std::deque<std::function<void()>> tasks_ = {};
+    std::map<std::string, ErrorPtr> troubles_ = {};
+    std::map<std::string, Clock::time_point> look_after_ = {};
     bool closing_ = false;
     std::thread thread_ = {};
     std::mutex join_mutex_ = {};  // held while thread_ is joined

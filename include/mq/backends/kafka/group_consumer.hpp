@@ -10,6 +10,7 @@
 #include <mq/backends/kafka/record.hpp>
 #include <mq/backends/kafka/standstill.hpp>
 #include <mq/backends/kafka/stream.hpp>
+#include <mq/detail/abandoned.hpp>
 #include <mq/detail/backoff.hpp>
 #include <mq/detail/duration.hpp>
 
@@ -17,10 +18,12 @@
 #include <array>
 #include <atomic>
 #include <chrono>
+#include <condition_variable>
 #include <cstddef>
 #include <cstdint>
 #include <ctime>
 #include <exception>
+#include <functional>
 #include <map>
 #include <memory>
 #include <mutex>
@@ -37,8 +40,11 @@ namespace mq::kafka::detail {
 /// One member of one group: a consumer handle for any number of topics, and the thread that alone uses
 /// it. Each topic's partitions are led into a queue of the topic's own, which is read only as far as
 /// its subscription has credit: a slow topic holds up no other.
-class GroupConsumer final : public HandleEvents {
+class GroupConsumer final : public HandleEvents, public std::enable_shared_from_this<GroupConsumer> {
 public:
+    /// How long the end takes at most where librdkafka comes to one: leaving, and the handle's end.
+    static constexpr std::chrono::seconds kEndPatience = Handle::kEndPatience + std::chrono::seconds{3};
+
     GroupConsumer(std::shared_ptr<const Broker> broker, Admin& admin, std::string group,
                   std::size_t index)
         : broker_(std::move(broker)),
@@ -47,12 +53,16 @@ public:
           index_(index),
           waker_(std::make_shared<Waker>()),
           verdicts_(std::make_shared<Verdicts>()),
-          findings_(std::make_shared<Findings>()) {}
+          findings_(std::make_shared<Findings>()),
+          told_(std::make_shared<Told>()) {}
 
     GroupConsumer(const GroupConsumer&) = delete;
     GroupConsumer& operator=(const GroupConsumer&) = delete;
 
-    ~GroupConsumer() { End(); }
+    ~GroupConsumer() {
+        BeginEnd();
+        if (thread_.joinable()) thread_.join();
+    }
 
     [[nodiscard]] const std::string& group() const noexcept { return group_; }
     [[nodiscard]] std::size_t index() const noexcept { return index_; }
@@ -84,6 +94,17 @@ public:
         stream->AwaitLeft(deadline);
     }
 
+    /// Commits positions of a topic that the group had, as this member of it: those below 0 are left
+    /// out. A group that has members takes them from nobody else. False where it is none at present.
+    /// Never blocks. Thread-safe.
+    bool Commit(const std::string& topic, const std::vector<std::int64_t>& positions) {
+        const std::lock_guard lock{mutex_};
+        if (!member_ || ending_ || streams_.contains(topic)) return false;
+        to_commit_[topic] = positions;
+        waker_->signal.Raise();
+        return true;
+    }
+
     /// The subscriptions by the address of their topic. Thread-safe.
     [[nodiscard]] std::map<std::string, std::shared_ptr<Stream>> Streams() const {
         const std::lock_guard lock{mutex_};
@@ -96,11 +117,26 @@ public:
         return ended_;
     }
 
-    /// Ends the thread. Whoever holds a subscription has closed it before; blocks for a second or so
-    /// where its deadline was shorter than leaving took. Idempotent, for one caller.
-    void End() {
+    /// Has the thread end. Whoever holds a subscription has closed it before. Never blocks.
+    void BeginEnd() {
         for (const auto& [topic, stream] : Streams()) Remove(stream, Clock::now());
-        if (thread_.joinable()) thread_.join();
+    }
+
+    /// The same, and waits for it until the deadline at most: a second or so where the deadline of a
+    /// subscription was shorter than leaving took, and up to kEndPatience where librdkafka takes its
+    /// time. A thread that it does not give back is left to itself, with this consumer and with `used`,
+    /// what that uses besides. Idempotent, for one caller.
+    void End(Clock::time_point deadline, std::shared_ptr<void> used) {
+        BeginEnd();
+        if (!thread_.joinable()) return;
+        if (AwaitEnded(deadline)) return thread_.join();
+        broker_->Log(LogLevel::kWarning,
+                     "librdkafka does not give back the thread of the consumer of group '" + group_ +
+                         "', which is left to itself until the process ends");
+        // Its callbacks call nobody who has gone: the streams are detached, and so is the log at last.
+        const auto kept = std::make_shared<std::pair<std::shared_ptr<void>, std::shared_ptr<void>>>(
+            shared_from_this(), std::move(used));
+        mq::detail::Abandoned::Keep(std::move(thread_), kept, [this] { return Ended(); });
     }
 
     void OnRebalance(rd_kafka_resp_err_t what,
@@ -131,6 +167,8 @@ private:
     /// How often a long wait looks around: whether somebody closes, say.
     static constexpr milliseconds kSlice{100};
     static constexpr milliseconds kStoreInterval{100};
+    /// How long librdkafka has to commit a position by itself, and how often that is looked after.
+    static constexpr milliseconds kLook{1000};
     /// How long a commit may take at the end of an assignment.
     static constexpr milliseconds kCommitPatience{3000};
     /// How long leaving may go on beside the caller's deadline.
@@ -165,6 +203,11 @@ private:
         std::optional<std::int64_t> next = {};
         Clock::time_point hold_until = {};  ///< Not committed before.
         DeliveryWatch watch{};
+        bool told = false;  ///< `committed` is what the broker has: nothing where it has nothing.
+        Clock::time_point look_at = Clock::time_point::max();  ///< Whether the broker has the position.
+
+        /// Something is handled that lies below what counts as handled.
+        [[nodiscard]] bool Rewound() const { return stored && committed && *stored < *committed; }
     };
 
     enum class Admission : unsigned char { kAsking, kAdmitted, kWaiting };
@@ -191,6 +234,7 @@ private:
         std::set<std::int32_t> standing = {};  ///< The partitions that stand still, or kNoPartition.
         Clock::time_point standing_since = {};
         std::string standstill = {};  ///< That, for a person to read.
+        bool asking_positions = false;
         bool leaving = false;
         Clock::time_point leave_by = {};
     };
@@ -236,18 +280,31 @@ private:
         std::vector<Before> before = {};
     };
 
+    /// Positions of a topic at the broker, on their way to the thread; nothing where it has not
+    /// answered.
+    struct Positions {
+        std::string topic = {};
+        std::optional<std::vector<std::int64_t>> committed = {};
+    };
+    struct Told {
+        std::mutex mutex = {};  // guards answers
+        std::vector<Positions> answers = {};
+    };
+
     void Run() {
         while (true) {
             const std::uint64_t seen = waker_->signal.Generation();
             TakeOrders();
             if (Ending()) break;
             TakeVerdicts();
+            CommitForOthers();
             AskAgain();
             Subscribe();
             Poll();
             const bool more = ReadLanes();
             StoreWhenDue();
             Watch();
+            LookAfterRewinds();
             FinishLeaving();
             ShowStates();
             if (!more) waker_->signal.WaitChange(seen, NextWake());
@@ -255,6 +312,12 @@ private:
         Leave();
         const std::lock_guard lock{mutex_};
         ended_ = true;
+        has_ended_.notify_all();
+    }
+
+    bool AwaitEnded(Clock::time_point deadline) {
+        std::unique_lock lock{mutex_};
+        return has_ended_.wait_until(lock, deadline, [this] { return ended_; });
     }
 
     // -- What is asked of the thread ------------------------------------------------------------
@@ -674,6 +737,18 @@ private:
         lane.assigned[number] = {std::move(partition)};
     }
 
+    // The partition begins again below what has come of it: what is out of it is stale, and what the
+    // broker has of its position is not.
+    static void Rewind(Lane& lane, backend::Receiver& receiver, std::int32_t number) {
+        const Assigned before = lane.assigned[number];
+        before.partition->Seal();
+        Renew(lane, number);
+        Assigned& renewed = lane.assigned[number];
+        renewed.committed = before.committed ? before.committed : before.stored;
+        renewed.told = before.told;
+        receiver.OnStale();
+    }
+
     // A rebalance is complete: each topic that was part of it is listened to, even where all its
     // partitions are with other members.
     void ActivateSubscribed() {
@@ -867,13 +942,16 @@ private:
         const bool end = record.err == RD_KAFKA_RESP_ERR__PARTITION_EOF;
         NoteProgress(lane, record.partition, found->second, record.offset, end);
         if (end) {
+            const auto progress = found->second.partition->GetProgress();
+            if (progress.position && record.offset < progress.end) {
+                Rewind(lane, receiver, record.partition);
+                found->second.next = record.offset;
+            }
             if (found->second.partition->ReachEnd(record.offset)) waker_->SetDirty();
             return;
         }
         if (!found->second.partition->Deliver(record.offset)) {
-            found->second.partition->Seal();
-            Renew(lane, record.partition);
-            receiver.OnStale();
+            Rewind(lane, receiver, record.partition);
             found->second.partition->Deliver(record.offset);
             found->second.next = record.offset + 1;
         }
@@ -999,7 +1077,7 @@ private:
     /// Asks where those end that have been quiet for a while, and who has the partitions of a topic of
     /// which this member has none.
     void Look(Clock::time_point now) {
-        if (now < look_at_) return;
+        if (now < asks_at_) return;
         Question question;
         question.stable = std::exchange(ask_stable_, false);
         for (const auto& [topic, lane] : lanes_) {
@@ -1010,7 +1088,7 @@ private:
         }
         question.members = !question.topics.empty();
         if (question.places.empty() && !question.members) return;
-        if (Ask(std::move(question))) look_at_ = now + DeliveryWatch::kAskAgain;
+        if (Ask(std::move(question))) asks_at_ = now + DeliveryWatch::kAskAgain;
     }
 
     bool Ask(Question question) {
@@ -1085,7 +1163,7 @@ private:
         if (sure) return Mend();
         // The end may lie behind a transaction that is open.
         ask_stable_ = true;
-        look_at_ = {};
+        asks_at_ = {};
     }
 
     /// For DeliveryWatch::Answer: 1 where the group is at rest and has given somebody every partition.
@@ -1221,7 +1299,94 @@ private:
         for (int i = 0; i < list.cnt; ++i) {
             Assigned* const assigned = FindAssigned(list.elems[i]);
             if (assigned == nullptr || list.elems[i].err != RD_KAFKA_RESP_ERR_NO_ERROR) continue;
+            if (!assigned->stored) assigned->look_at = Clock::now() + kLook;
             assigned->stored = list.elems[i].offset;
+            if (assigned->Rewound()) look_at_ = assigned->look_at = Clock::now();
+        }
+    }
+
+    // librdkafka commits by itself only what lies above the position that was committed last (its issue
+    // 1558). Where the log was lost or its topic made anew, that would be nothing for as long as the
+    // new log is shorter, and whoever takes over then would begin behind what has never been handled:
+    // such a position is committed here. A commit during a rebalance may cost the assignment, so it is
+    // made only where the broker is known to have a higher one.
+    void LookAfterRewinds() {
+        TakePositions();
+        const auto now = Clock::now();
+        if (handle_ == nullptr || now < look_at_) return;
+        look_at_ = now + kLook;
+        const auto rewound = MakeList();
+        for (const auto& [topic, lane] : lanes_) {
+            bool ask = false;
+            for (auto& [number, assigned] : lane->assigned) {
+                if (now < assigned.look_at) continue;
+                if (assigned.Rewound()) {
+                    AddPosition(*rewound, assigned, std::nullopt);
+                    assigned.look_at = now + kLook;
+                } else {
+                    ask = ask || (!assigned.committed && !assigned.told);
+                }
+            }
+            if (ask && !lane->asking_positions) AskPositions(*lane);
+        }
+        if (rewound->cnt > 0 && CanCommit()) CommitRewound(*rewound);
+    }
+
+    void CommitRewound(rd_kafka_topic_partition_list_t& list) {
+        if (log_throttle_.Allow("rewound")) {
+            broker_->Log(LogLevel::kWarning,
+                         "group '" + group_ + "': " + std::to_string(list.cnt) + " partitions ('" +
+                             list.elems[0].topic + "' [" + std::to_string(list.elems[0].partition) +
+                             "], …) begin again below what the group has committed: their log was "
+                             "lost, or their topic made anew");
+        }
+        constexpr int kAsync = 1;
+        const auto error = rd_kafka_commit(handle_->get(), &list, kAsync);
+        if (error != RD_KAFKA_RESP_ERR_NO_ERROR) NoteNotCommitted(rd_kafka_err2str(error));
+    }
+
+    void AskPositions(Lane& lane) {
+        lane.asking_positions = true;
+        const std::string topic = lane.stream->destination().address;
+        const int count = lane.assigned.rbegin()->first + 1;
+        admin_.Post([this_group = group_, &admin = admin_, topic, count, told = told_, waker = waker_] {
+            Positions answer{topic, {}};
+            try {
+                answer.committed =
+                    admin.Committed(this_group, topic, count, Clock::now() + kCommitPatience);
+            } catch (const std::exception&) {  // it is asked again
+            }
+            {
+                const std::lock_guard lock{told->mutex};
+                told->answers.push_back(std::move(answer));
+            }
+            waker->signal.Raise();
+        });
+    }
+
+    void TakePositions() {
+        std::vector<Positions> answers;
+        {
+            const std::lock_guard lock{told_->mutex};
+            answers = std::exchange(told_->answers, {});
+        }
+        for (const Positions& answer : answers) {
+            Lane* const lane = FindLane(answer.topic.c_str());
+            if (lane == nullptr) continue;
+            lane->asking_positions = false;
+            look_at_ = Clock::now();
+            for (auto& [number, assigned] : lane->assigned) {
+                if (assigned.committed || assigned.told) continue;
+                const auto place = static_cast<std::size_t>(number);
+                if (!answer.committed) {
+                    assigned.look_at = std::max(assigned.look_at, Clock::now() + kLook);
+                } else if (place < answer.committed->size()) {
+                    assigned.told = true;
+                    if ((*answer.committed)[place] >= 0) {
+                        assigned.committed = (*answer.committed)[place];
+                    }
+                }
+            }
         }
     }
 
@@ -1261,12 +1426,23 @@ private:
             if (assigned == nullptr || entry.offset < 0) continue;
             if (entry.err != RD_KAFKA_RESP_ERR_NO_ERROR) {
                 trouble = entry.err;
+                if (entry.err == RD_KAFKA_RESP_ERR_UNKNOWN_TOPIC_OR_PART) NoteGone(entry);
             } else if (error == RD_KAFKA_RESP_ERR_NO_ERROR) {
                 assigned->committed = entry.offset;
             }
         }
         if (trouble == RD_KAFKA_RESP_ERR_NO_ERROR || trouble == RD_KAFKA_RESP_ERR__NO_OFFSET) return;
         NoteNotCommitted(rd_kafka_err2str(trouble));
+    }
+
+    // librdkafka says once that a topic does not exist, perhaps at a moment when others still find it,
+    // and no more then.
+    void NoteGone(const rd_kafka_topic_partition_t& entry) {
+        Lane* const lane = FindLane(entry.topic);
+        if (lane == nullptr || lane->leaving || lane->admission != Admission::kAdmitted) return;
+        Postpone(*lane,
+                 std::make_shared<Error>(MakeError(
+                     *broker_, "group '" + group_ + "': topic '" + entry.topic + "'", entry.err)));
     }
 
     void NoteNotCommitted(std::string_view reason) const {
@@ -1309,6 +1485,30 @@ private:
         for (const auto& stream : left) stream->SetLeft();
     }
 
+    // What the group has of topics that it has left, so that the broker keeps it.
+    void CommitForOthers() {
+        std::map<std::string, std::vector<std::int64_t>> orders;
+        {
+            const std::lock_guard lock{mutex_};
+            member_ = handle_ != nullptr && assigned_ && CanCommit();
+            orders = std::exchange(to_commit_, {});
+        }
+        const auto list = MakeList();
+        for (const auto& [topic, positions] : orders) {
+            if (lanes_.contains(topic)) continue;  // it is about to be left, or has come back
+            for (std::size_t i = 0; i < positions.size(); ++i) {
+                if (positions[i] < 0) continue;
+                rd_kafka_topic_partition_list_add(list.get(), topic.c_str(),
+                                                  static_cast<std::int32_t>(i))
+                    ->offset = positions[i];
+            }
+        }
+        if (list->cnt == 0 || !CanCommit()) return;
+        constexpr int kAsync = 1;
+        const auto error = rd_kafka_commit(handle_->get(), list.get(), kAsync);
+        if (error != RD_KAFKA_RESP_ERR_NO_ERROR) NoteNotCommitted(rd_kafka_err2str(error));
+    }
+
     // The last one turns off the light.
     void Leave() {
         closing_by_ = Clock::now() + kGrace;
@@ -1330,9 +1530,12 @@ private:
         DropPostponed();
         const Owned<rd_kafka_error_t> error{rd_kafka_consumer_close_queue(handle_->get(), queue.get())};
         if (error != nullptr) return;
-        while (rd_kafka_consumer_closed(handle_->get()) == 0 && Clock::now() < closing_by_) {
-            rd_kafka_queue_poll_callback(
-                queue.get(), std::min(RemainingMs(closing_by_), static_cast<int>(kSlice.count())));
+        // The revocation is served in any case, also where the calls before have taken all the time:
+        // without it librdkafka (seen with 2.0.2) burns a processor for ever when the handle is ended.
+        const auto by = std::max(closing_by_, Clock::now() + kGrace);
+        while (rd_kafka_consumer_closed(handle_->get()) == 0 && Clock::now() < by) {
+            rd_kafka_queue_poll_callback(queue.get(),
+                                         std::min(RemainingMs(by), static_cast<int>(kSlice.count())));
         }
     }
 
@@ -1379,7 +1582,7 @@ private:
 
     [[nodiscard]] Clock::time_point NextWake() const {
         auto next = Clock::now() + kTick;
-        if (handle_ != nullptr && waker_->dirty.load()) next = std::min(next, store_at_);
+        if (handle_ != nullptr && waker_->dirty.load()) next = std::min({next, store_at_, look_at_});
         if (handle_ == nullptr && resubscribe_) next = std::min(next, start_at_);
         next = std::min(next, gather_until_);
         for (const auto& [topic, lane] : lanes_) {
@@ -1397,6 +1600,7 @@ private:
     const std::shared_ptr<Waker> waker_;
     const std::shared_ptr<Verdicts> verdicts_;
     const std::shared_ptr<Findings> findings_;
+    const std::shared_ptr<Told> told_;
 
     // Of the thread alone:
     std::map<std::string, std::unique_ptr<Lane>> lanes_ = {};
@@ -1418,13 +1622,14 @@ private:
     mq::detail::Backoff fenced_pause_{milliseconds{15'000}, milliseconds{600'000}};
     Clock::time_point come_back_at_ = {};
     Clock::time_point watch_at_ = {};
-    Clock::time_point look_at_ = {};
+    Clock::time_point asks_at_ = {};
     bool ask_stable_ = false;
     Clock::time_point mend_at_ = {};
     mq::detail::Backoff mend_pause_{milliseconds{20'000}, milliseconds{300'000}};
     LogThrottle log_throttle_ = {};
     bool been_up_ = false;
     Clock::time_point store_at_ = {};
+    Clock::time_point look_at_ = {};
     Clock::time_point closing_by_ = Clock::time_point::max();
     std::array<rd_kafka_message_t*, kBatch> batch_ = {};
 
@@ -1432,16 +1637,21 @@ private:
     std::map<std::string, std::shared_ptr<Stream>> streams_ = {};
     std::vector<std::shared_ptr<Stream>> added_ = {};
     std::vector<std::pair<std::shared_ptr<Stream>, Clock::time_point>> removed_ = {};
+    std::map<std::string, std::vector<std::int64_t>> to_commit_ = {};
+    bool member_ = false;  // the broker takes positions of the group from here
     bool ending_ = false;
     bool ended_ = false;
+    std::condition_variable has_ended_ = {};
     std::thread thread_ = {};
 };
 
 /// One subscription, as the layers above hold it.
 class Consumer final : public backend::Consumer {
 public:
-    Consumer(std::shared_ptr<GroupConsumer> group, std::shared_ptr<Stream> stream)
-        : group_(std::move(group)), stream_(std::move(stream)) {}
+    /// `leaving` is called once, before the topic is left.
+    Consumer(std::shared_ptr<GroupConsumer> group, std::shared_ptr<Stream> stream,
+             std::function<void(const Stream&)> leaving)
+        : group_(std::move(group)), stream_(std::move(stream)), leaving_(std::move(leaving)) {}
 
     ~Consumer() override { Close(Clock::now()); }
 
@@ -1452,6 +1662,7 @@ public:
     void Close(Clock::time_point deadline) noexcept override {
         if (closed_.exchange(true)) return;
         stream_->Stop();
+        leaving_(*stream_);
         group_->Remove(stream_, deadline);
         stream_->Detach();
     }
@@ -1459,6 +1670,7 @@ public:
 private:
     const std::shared_ptr<GroupConsumer> group_;
     const std::shared_ptr<Stream> stream_;
+    const std::function<void(const Stream&)> leaving_;
     std::atomic<bool> closed_{false};
 };
 

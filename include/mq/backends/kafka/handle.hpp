@@ -9,12 +9,15 @@
 #include <mq/backends/kafka/native.hpp>
 #include <mq/backends/kafka/options.hpp>
 #include <mq/backends/kafka/redaction.hpp>
+#include <mq/detail/abandoned.hpp>
+#include <mq/detail/duration.hpp>
 
 #include <algorithm>
 #include <array>
 #include <chrono>
 #include <cstddef>
 #include <cstdint>
+#include <exception>
 #include <functional>
 #include <map>
 #include <memory>
@@ -112,7 +115,10 @@ private:
                     {"max.in.flight.requests.per.connection", "1"},
                     {"message.timeout.ms", std::to_string(MessageTimeout(broker).count())},
                     {"allow.auto.create.topics", create},
-                    {"topic.metadata.propagation.max.ms", broker.options.declare ? "10000" : "0"}};
+                    // What waits for a topic that is being made waits for as long as it may: whether
+                    // that comes to be is for Admin to find out, and for the Sender to say. More than
+                    // 35 minutes overflow an int of librdkafka's (seen with 2.0.2).
+                    {"topic.metadata.propagation.max.ms", broker.options.declare ? "1800000" : "0"}};
         }
         if (role == Role::kConsumer) {
             return {{"enable.auto.commit", "true"},
@@ -157,14 +163,14 @@ private:
     std::map<std::string, Clock::time_point> last_ = {};
 };
 
-/// One rd_kafka_t, with its log, its connections and its callbacks.
-class Handle {
+/// One rd_kafka_t, with its log, its connections and its callbacks: what librdkafka's threads may call
+/// until Destroy has returned.
+class NativeHandle {
 public:
-    /// Connects nothing yet. `events` outlives the handle; null for none. `connectivity_changed` is
-    /// called on threads of librdkafka that hold locks of its own.
-    /// @throws Error (kConfig) where librdkafka does not take the properties.
-    Handle(std::shared_ptr<const Broker> broker, Role role, const std::vector<Property>& properties,
-           HandleEvents* events, std::function<void()> connectivity_changed = {})
+    /// See Handle.
+    NativeHandle(std::shared_ptr<const Broker> broker, Role role,
+                 const std::vector<Property>& properties, HandleEvents* events,
+                 std::function<void()> connectivity_changed = {})
         : broker_(std::move(broker)),
           events_(events),
           redaction_(properties),
@@ -184,24 +190,23 @@ public:
         if (oauth) Owned<rd_kafka_error_t>{rd_kafka_sasl_background_callbacks_enable(rk_)};
     }
 
-    Handle(const Handle&) = delete;
-    Handle& operator=(const Handle&) = delete;
+    NativeHandle(const NativeHandle&) = delete;
+    NativeHandle& operator=(const NativeHandle&) = delete;
+    ~NativeHandle() = default;
 
-    /// What was made of the handle (queues, topics, messages) is destroyed before.
-    ~Handle() { rd_kafka_destroy_flags(rk_, RD_KAFKA_DESTROY_F_NO_CONSUMER_CLOSE); }
+    /// Blocks until every thread of the handle has ended, which may be for ever. What was made of the
+    /// handle (queues, topics, messages) is destroyed before. Once.
+    void Destroy() noexcept { rd_kafka_destroy_flags(rk_, RD_KAFKA_DESTROY_F_NO_CONSUMER_CLOSE); }
 
-    /// Keeps a handle until the process ends, for one that must not be destroyed. Nobody polls it any
-    /// more, and it calls nobody once this has returned. Thread-safe.
-    static void Abandon(std::unique_ptr<Handle> handle) {
-        {
-            const std::lock_guard lock{handle->calls_};
-            handle->abandoned_ = true;
-        }
-        static std::mutex mutex;
-        static auto& abandoned = *new std::vector<std::unique_ptr<Handle>>;  // outlives static objects
-        const std::lock_guard lock{mutex};
-        abandoned.push_back(std::move(handle));
+    /// When it returns, the handle calls nobody any more, and nobody polls it. Waits for a line of the
+    /// log that is being said.
+    void Mute() noexcept {
+        const std::lock_guard lock{calls_};
+        muted_ = true;
     }
+
+    /// Keeps `object` for as long as librdkafka may use it.
+    void Keep(std::shared_ptr<void> object) { kept_.push_back(std::move(object)); }
 
     [[nodiscard]] rd_kafka_t* get() const noexcept { return rk_; }
     [[nodiscard]] Connectivity& connectivity() noexcept { return connectivity_; }
@@ -278,13 +283,13 @@ private:
     /// Whether tokens have to be refreshed.
     bool SetCallbacks(rd_kafka_conf_t& conf, Role role) {
         rd_kafka_conf_set_opaque(&conf, this);
-        rd_kafka_conf_set_log_cb(&conf, &Handle::OnLog);
-        rd_kafka_conf_set_error_cb(&conf, &Handle::OnError);
-        rd_kafka_conf_interceptor_add_on_new(&conf, "mq", &Handle::OnNew, this);
-        if (role == Role::kProducer) rd_kafka_conf_set_dr_msg_cb(&conf, &Handle::OnReport);
+        rd_kafka_conf_set_log_cb(&conf, &NativeHandle::OnLog);
+        rd_kafka_conf_set_error_cb(&conf, &NativeHandle::OnError);
+        rd_kafka_conf_interceptor_add_on_new(&conf, "mq", &NativeHandle::OnNew, this);
+        if (role == Role::kProducer) rd_kafka_conf_set_dr_msg_cb(&conf, &NativeHandle::OnReport);
         if (role == Role::kConsumer) {
-            rd_kafka_conf_set_rebalance_cb(&conf, &Handle::OnRebalance);
-            rd_kafka_conf_set_offset_commit_cb(&conf, &Handle::OnCommitted);
+            rd_kafka_conf_set_rebalance_cb(&conf, &NativeHandle::OnRebalance);
+            rd_kafka_conf_set_offset_commit_cb(&conf, &NativeHandle::OnCommitted);
         }
         std::array<char, 256> mechanism{};
         std::size_t size = mechanism.size();
@@ -295,21 +300,21 @@ private:
         return oauth;
     }
 
-    static Handle& Of(void* opaque) { return *static_cast<Handle*>(opaque); }
+    static NativeHandle& Of(void* opaque) { return *static_cast<NativeHandle*>(opaque); }
 
     // The callbacks are called by C, through which nothing may be thrown.
 
     static rd_kafka_resp_err_t OnNew(rd_kafka_t* rk, const rd_kafka_conf_t*, void* opaque, char*,
                                      std::size_t) noexcept {
         Of(opaque).watched_ = true;
-        return rd_kafka_interceptor_add_on_broker_state_change(rk, "mq", &Handle::OnBrokerState,
+        return rd_kafka_interceptor_add_on_broker_state_change(rk, "mq", &NativeHandle::OnBrokerState,
                                                                opaque);
     }
 
     static rd_kafka_resp_err_t OnBrokerState(rd_kafka_t*, std::int32_t, const char*, const char* host,
                                              int port, const char* state, void* opaque) noexcept {
         try {
-            Handle& self = Of(opaque);
+            NativeHandle& self = Of(opaque);
             self.Call([&] { self.connectivity_.OnState(host, port, state); });
         } catch (...) {
             return RD_KAFKA_RESP_ERR__FAIL;
@@ -321,17 +326,17 @@ private:
                       const char* text) noexcept {
         if (rk == nullptr) return;
         try {
-            Handle& self = Of(rd_kafka_opaque(rk));
+            NativeHandle& self = Of(rd_kafka_opaque(rk));
             self.Call([&] { self.TakeLine(level, facility, text); });
         } catch (...) {  // a line less
         }
     }
 
-    /// What librdkafka's own threads call; Abandon waits for it, as destroying the handle would.
+    /// What librdkafka's own threads call; Mute waits for it, as destroying the handle would.
     template <typename Function>
     void Call(Function function) {
         const std::shared_lock lock{calls_};
-        if (!abandoned_) function();
+        if (!muted_) function();
     }
 
     void TakeLine(int level, const std::string& facility, std::string_view line) {
@@ -385,8 +390,121 @@ private:
     LogThrottle throttle_ = {};
     bool watched_ = false;  // the interceptor has been added
     std::shared_mutex calls_ = {};
-    bool abandoned_ = false;  // guarded by calls_
+    bool muted_ = false;  // guarded by calls_
+    std::vector<std::shared_ptr<void>> kept_ = {};
     rd_kafka_t* rk_ = nullptr;
+};
+
+/// One rd_kafka_t, and its end, for which librdkafka may take for ever: it waits for each of its
+/// threads, one of which may be held by a resolver, wait for a request that nobody answers, or miss a
+/// reference that it has lost (seen with 2.0.2, and in its issues 4187 and 4724: a topic deleted under
+/// a consumer).
+class Handle {
+public:
+    /// How long the destructor waits. What takes longer goes on by itself, until the process ends if
+    /// need be, and the log says so.
+    static constexpr std::chrono::seconds kEndPatience{5};
+
+    /// Connects nothing yet. `events` outlives the handle; null for none. `connectivity_changed` is
+    /// called on threads of librdkafka that hold locks of its own; what it uses is its own, for a
+    /// handle that does not end keeps it.
+    /// @throws Error (kConfig) where librdkafka does not take the properties.
+    Handle(const std::shared_ptr<const Broker>& broker, Role role,
+           const std::vector<Property>& properties, HandleEvents* events,
+           std::function<void()> connectivity_changed = {})
+        : broker_(broker),
+          role_(role),
+          native_(std::make_shared<NativeHandle>(broker, role, properties, events,
+                                                 std::move(connectivity_changed))) {}
+
+    Handle(const Handle&) = delete;
+    Handle& operator=(const Handle&) = delete;
+
+    /// What was made of the handle (queues, topics, messages) is destroyed before, and nobody polls it.
+    /// Blocks for kEndPatience at most.
+    ~Handle() { End(Clock::now() + kEndPatience); }
+
+    /// Has the handle destroyed in the background, without a word and without waiting: it calls nobody
+    /// any more.
+    void Release() noexcept {
+        if (native_ != nullptr) native_->Mute();
+        static_cast<void>(Destroyed(Clock::now()));
+    }
+
+    /// The destructor, with another deadline. Idempotent.
+    void End(Clock::time_point deadline) noexcept {
+        const std::shared_ptr<NativeHandle> native = native_;
+        const auto begun = Clock::now();
+        if (native == nullptr || Destroyed(deadline)) return;
+        native->Mute();
+        const auto waited = std::chrono::duration_cast<milliseconds>(Clock::now() - begun);
+        broker_->Log(LogLevel::kWarning,
+                     std::string{"librdkafka has not ended a "} + NameOf(role_) + " within " +
+                         mq::detail::FormatDuration(waited) +
+                         ": its threads are left to themselves, until they end or the process does");
+    }
+
+    /// Keeps a handle until the process ends, for one that must not be destroyed. Nobody polls it any
+    /// more, and it calls nobody once this has returned. Thread-safe.
+    static void Abandon(std::unique_ptr<Handle> handle) {
+        handle->native_->Mute();
+        mq::detail::Abandoned::KeepForEver(std::move(handle->native_));
+    }
+
+    /// Keeps `object` for as long as librdkafka may use it. Before the end.
+    void Keep(std::shared_ptr<void> object) { native_->Keep(std::move(object)); }
+
+    [[nodiscard]] rd_kafka_t* get() const noexcept { return native_->get(); }
+    [[nodiscard]] Connectivity& connectivity() noexcept { return native_->connectivity(); }
+    [[nodiscard]] const Connectivity& connectivity() const noexcept { return native_->connectivity(); }
+
+    /// Why there is no connection: the last failure, in librdkafka's words.
+    [[nodiscard]] Error Unavailable(const std::string& what) const {
+        return native_->Unavailable(what);
+    }
+
+    /// Sets one property; what is wrong with it, empty for nothing. No secret is quoted.
+    static std::string Set(rd_kafka_conf_t& conf, const Property& property) {
+        return NativeHandle::Set(conf, property);
+    }
+
+    /// What librdkafka has against properties that are each right by themselves; empty for nothing.
+    /// Without `bootstrap.servers` nothing is connected.
+    static std::string Try(Role role, const std::vector<Property>& properties) {
+        return NativeHandle::Try(role, properties);
+    }
+
+    /// What librdkafka makes of a property, in its own words and among all of them; empty where it has
+    /// none of that name. For handles that are made of the properties.
+    static std::string Effective(const std::vector<Property>& properties, const std::string& name) {
+        return NativeHandle::Effective(properties, name);
+    }
+
+private:
+    static const char* NameOf(Role role) {
+        switch (role) {
+            case Role::kProducer: return "producer";
+            case Role::kConsumer: return "consumer";
+            case Role::kAdmin: break;
+        }
+        return "handle that asks about topics and groups";
+    }
+
+    // Whether it was destroyed by the deadline, or nobody is there to be destroyed.
+    bool Destroyed(Clock::time_point deadline) noexcept {
+        if (native_ == nullptr) return true;
+        const std::shared_ptr<NativeHandle> native = std::exchange(native_, nullptr);
+        try {
+            return mq::detail::Abandoned::RunUntil([native] { native->Destroy(); }, deadline);
+        } catch (const std::exception&) {  // the system gives no thread that could be waited for
+            mq::detail::Abandoned::KeepForEver(native);
+            return false;
+        }
+    }
+
+    const std::shared_ptr<const Broker> broker_;
+    const Role role_;
+    std::shared_ptr<NativeHandle> native_;  // null once its end has begun
 };
 
 }  // namespace mq::kafka::detail

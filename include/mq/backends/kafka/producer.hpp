@@ -35,7 +35,9 @@ public:
     Producer(std::shared_ptr<const Broker> broker, HandleEvents& events)
         : handle_(std::in_place, broker, Role::kProducer, Properties::Of(*broker, Role::kProducer),
                   &events),
-          queue_(rd_kafka_queue_get_main(handle_->get())) {}
+          queue_(rd_kafka_queue_get_main(handle_->get())) {
+        handle_->Keep(bodies_);
+    }
 
     Producer(const Producer&) = delete;
     Producer& operator=(const Producer&) = delete;
@@ -78,6 +80,14 @@ public:
         return topic.get();
     }
 
+    /// The names of its topics. Thread-safe.
+    [[nodiscard]] std::vector<std::string> TopicNames() {
+        const std::lock_guard lock{mutex_};
+        std::vector<std::string> names;
+        for (const auto& [name, topic] : topics_) names.push_back(name);
+        return names;
+    }
+
     /// Gives librdkafka a message; where it takes it, the report comes with in_flight().Take's
     /// `value`. A body that is longer than kCopied is read in place until then, unless `copy`. It is
     /// ERR__FATAL where nothing can be sent any more. Never blocks. Between Enter and Leave, and for
@@ -95,17 +105,25 @@ public:
     /// message gets a copy. For the thread that polls.
     void Detach(Message& message) {
         if (message.body.size() <= kCopied) return;
-        bodies_.push_back(std::move(message.body));
-        message.body = bodies_.back();
+        bodies_->push_back(std::move(message.body));
+        message.body = bodies_->back();
     }
 
     /// Has the poll under way, or the next one, return at once. Thread-safe until Shut.
     void Wake() noexcept { rd_kafka_queue_yield(queue_.get()); }
 
-    /// Destroys the handle. When it is retired and not in use.
-    void Shut() {
-        topics_.clear();
-        queue_.reset();
+    /// Destroys the handle, and waits for that until the deadline at most. When it is retired and not
+    /// in use.
+    void Shut(Clock::time_point deadline = Clock::now() + Handle::kEndPatience) {
+        DropParts();
+        if (handle_) handle_->End(deadline);
+        handle_.reset();
+    }
+
+    /// The same in the background, without waiting.
+    void Release() {
+        DropParts();
+        if (handle_) handle_->Release();
         handle_.reset();
     }
 
@@ -113,6 +131,11 @@ private:
     static constexpr std::uint64_t kRetired = 1ULL << 63u;
     /// More than a string keeps within itself: a longer body stays where it is when its string moves.
     static constexpr std::size_t kCopied = 64;
+
+    void DropParts() {
+        topics_.clear();
+        queue_.reset();
+    }
 
     rd_kafka_resp_err_t Produce(rd_kafka_topic_t* topic, const backend::Publication& publication,
                                 void* opaque, int flags) {
@@ -149,7 +172,9 @@ private:
         return fatal ? RD_KAFKA_RESP_ERR__FATAL : rd_kafka_error_code(failed.get());
     }
 
-    std::vector<std::string> bodies_ = {};  // outlive the handle
+    // Outlive the handle.
+    const std::shared_ptr<std::vector<std::string>> bodies_ =
+        std::make_shared<std::vector<std::string>>();
     InFlight in_flight_ = {};
     std::optional<Handle> handle_;
     Owned<rd_kafka_queue_t> queue_;

@@ -38,6 +38,8 @@ public:
                 if (!Renew(publication)) return;
                 continue;
             }
+            if (trouble_->asking.load(std::memory_order_relaxed))
+                trouble_->Await(publication->deadline);
             const rd_kafka_resp_err_t error = Produce(*line, publication);
             line->producer->Leave();
             if (error == RD_KAFKA_RESP_ERR_NO_ERROR) return;
@@ -52,12 +54,20 @@ private:
         rd_kafka_topic_t* topic = nullptr;
     };
 
-    /// Why the topic does not exist, as far as was found out. Shared with the admin thread.
+    /// Whether the topic exists, as far as was found out. Shared with the admin thread.
     struct Trouble {
-        std::mutex mutex = {};  // guards the rest
+        std::atomic<bool> asking{false};
+        std::atomic<Clock::rep> until{0};  ///< The last deadline of what was published while it asked.
+        std::mutex mutex = {};             // guards the rest
         ErrorPtr error = {};
-        bool asking = false;
         Clock::time_point ask_again = {};
+
+        void Await(Clock::time_point deadline) noexcept {
+            until.store(deadline.time_since_epoch().count(), std::memory_order_relaxed);
+        }
+        [[nodiscard]] Clock::time_point Until() const noexcept {
+            return Clock::time_point{Clock::duration{until.load(std::memory_order_relaxed)}};
+        }
     };
 
     // Takes the publication over where it succeeds.
@@ -79,7 +89,7 @@ private:
                 throw MakeError(*broker_, "topic '" + destination_->address + "'",
                                 rd_kafka_last_error());
             }
-            if (broker_->options.declare) AskForTopic(*line);
+            if (broker_->options.declare) AskForTopic(*line, publication->deadline);
             lines_.push_back(std::move(line));
             line_.store(lines_.back().get(), std::memory_order_release);
             return true;
@@ -110,7 +120,7 @@ private:
         }
         Error reason = MakeError(*broker_, what, error);
         if (reason.code() == ErrorCode::kNotFound) {
-            AskForTopic(line);
+            AskForTopic(line, publication->deadline);
             if (const ErrorPtr known = LastTrouble()) reason = *known;
         }
         sender_.Fail(std::move(publication), std::move(reason));
@@ -144,22 +154,26 @@ private:
         return true;
     }
 
-    // Not more than once a second.
-    void AskForTopic(const Line& line) {
+    // Not more than once a second; and again by itself, for as long as something may wait for it.
+    void AskForTopic(const Line& line, Clock::time_point deadline) {
         {
             const std::lock_guard lock{trouble_->mutex};
+            trouble_->Await(deadline);
             if (trouble_->asking || Clock::now() < trouble_->ask_again) return;
             trouble_->asking = true;
             trouble_->ask_again = Clock::now() + std::chrono::seconds{1};
         }
-        admin_.Ensure(destination_->address, [trouble = trouble_, line](const Admin::Verdict& verdict) {
-            {
-                const std::lock_guard lock{trouble->mutex};
-                trouble->asking = false;
-                trouble->error = verdict.error;
-            }
-            if (verdict.created) TellProducer(line);
-        });
+        admin_.Ensure(
+            destination_->address,
+            [trouble = trouble_, line](const Admin::Verdict& verdict) {
+                {
+                    const std::lock_guard lock{trouble->mutex};
+                    trouble->asking = !verdict.last;
+                    trouble->error = verdict.error;
+                }
+                if (verdict.created) TellProducer(line);
+            },
+            [trouble = trouble_] { return trouble->Until(); });
     }
 
     // By itself, librdkafka looks for a missing topic once a second.

@@ -18,6 +18,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <deque>
+#include <functional>
 #include <iterator>
 #include <memory>
 #include <mutex>
@@ -38,15 +39,33 @@ namespace mq::kafka::detail {
 /// that it has the message already.
 class Sender final : public HandleEvents {
 public:
-    explicit Sender(std::shared_ptr<const Broker> broker)
+    /// Who knows about topics. What is called must not block; the sender's thread calls it.
+    struct Topics {
+        /// Messages of the topic do not go out, although a broker is connected: whether it exists
+        /// should be looked after.
+        std::function<void(const std::string& topic)> stuck = {};
+        /// Why a topic could not be made or found; null for nothing.
+        std::function<ErrorPtr(const std::string& topic)> trouble = {};
+    };
+
+    Sender(std::shared_ptr<const Broker> broker, Topics topics)
         : broker_(std::move(broker)),
+          topics_(std::move(topics)),
           slack_(std::max(broker_->context.send_timeout / 10, milliseconds{500})) {}
 
     Sender(const Sender&) = delete;
     Sender& operator=(const Sender&) = delete;
     ~Sender() {
         Close(Clock::now());
-        for (auto* const producers : {&retired_, &spent_}) Bury(*producers);
+        End(Clock::now() + Handle::kEndPatience);
+    }
+
+    /// After Close: ends the producers, and waits for that until the deadline at most.
+    void End(Clock::time_point deadline) noexcept {
+        for (auto* const producers : {&retired_, &spent_}) {
+            for (const auto& producer : *producers) producer->Shut(deadline);
+            producers->clear();
+        }
     }
 
     /// The producer to send with, made where there is none. Blocks while a failed one is replaced,
@@ -124,6 +143,7 @@ public:
     }
 
     void OnReport(const rd_kafka_message_t& report) noexcept override {
+        reported_at_ = Clock::now();
         const InFlight::Entry entry = InFlight::Take(report._private);
         std::unique_ptr<backend::Publication> publication = PublicationOf(entry.value);
         if (publication == nullptr) return;
@@ -151,6 +171,10 @@ private:
     static constexpr milliseconds kPurge{1000};
     /// A producer that has worked for so long is replaced at once.
     static constexpr std::chrono::seconds kSettled{10};
+    /// How long librdkafka may take to give back what a failed producer has.
+    static constexpr std::chrono::seconds kTakeBack{10};
+    /// Without a report for so long, while something is out, it is seen whether the topics exist.
+    static constexpr std::chrono::seconds kStuck{3};
 
     /// A message that a producer had not sent when it failed.
     struct Returned {
@@ -228,13 +252,14 @@ private:
             if (const std::shared_ptr<Producer> producer = WaitForProducer()) {
                 Poll(*producer, PollTime());
                 RetireAfterFatal(producer);
+                LookAfterTopics(*producer);
             }
             HandBackDue();
             HandBackReports();
             HandBackFailed();
             ServeRetired(milliseconds{0});
             Replace();
-            Bury(spent_);
+            Bury();
         }
         Finish();
     }
@@ -269,6 +294,18 @@ private:
         polled_ = nullptr;
     }
 
+    // What has nowhere to go waits in librdkafka without a word: for a topic that was deleted, say.
+    void LookAfterTopics(Producer& producer) {
+        const auto now = Clock::now();
+        if (rd_kafka_outq_len(producer.get()) == 0) {
+            reported_at_ = now;
+        } else if (now - reported_at_ >= kStuck && topics_.stuck &&
+                   producer.handle().connectivity().AnyUp()) {
+            reported_at_ = now;  // and again after as long
+            for (const std::string& topic : producer.TopicNames()) topics_.stuck(topic);
+        }
+    }
+
     // -- After a fatal error --------------------------------------------------------------------
 
     void RetireAfterFatal(const std::shared_ptr<Producer>& producer) {
@@ -277,6 +314,7 @@ private:
         producer->Retire();
         broker_->Log(LogLevel::kError, "the producer has failed and is replaced: " + failure->text);
         retired_.push_back(producer);
+        retired_at_ = Clock::now();
         {
             const std::lock_guard lock{mutex_};
             replace_at_ = Clock::now();
@@ -304,10 +342,29 @@ private:
         const auto holds = [](const std::shared_ptr<Producer>& producer) {
             return producer->InUse() || rd_kafka_outq_len(producer->get()) > 0;
         };
+        if (!finishing_ && Clock::now() >= retired_at_ + kTakeBack) AbandonRetired();
         const auto empty = std::stable_partition(retired_.begin(), retired_.end(), holds);
         spent_.insert(spent_.end(), empty, retired_.end());
         retired_.erase(empty, retired_.end());
         return retired_.empty();
+    }
+
+    // What librdkafka does not give back must not hold up everybody else: nobody knows what became of
+    // it.
+    void AbandonRetired() {
+        const auto held = [](const std::shared_ptr<Producer>& producer) { return producer->InUse(); };
+        const auto free = std::stable_partition(retired_.begin(), retired_.end(), held);
+        for (auto each = free; each != retired_.end(); ++each) {
+            if (rd_kafka_outq_len((*each)->get()) > 0) {
+                broker_->Log(LogLevel::kWarning,
+                             "librdkafka does not give back what a failed producer has not sent: "
+                             "whether the broker has it is unknown");
+            }
+            TakeBack(**each);
+        }
+        spent_.insert(spent_.end(), free, retired_.end());
+        retired_.erase(free, retired_.end());
+        HandBackReports();
     }
 
     // Sends on what was not sent, once all of it has come back, and lets everybody send again.
@@ -380,11 +437,11 @@ private:
         return true;
     }
 
-    // Ends the handles, which takes as long as the threads of librdkafka take. The publishers still
-    // know the producers.
-    static void Bury(std::vector<std::shared_ptr<Producer>>& producers) {
-        for (const auto& producer : producers) producer->Shut();
-        producers.clear();
+    // Ends the handles, which takes as long as the threads of librdkafka take, and so beside this
+    // thread: reports are waiting. The publishers still know the producers.
+    void Bury() {
+        for (const auto& producer : spent_) producer->Release();
+        spent_.clear();
     }
 
     // -- The end --------------------------------------------------------------------------------
@@ -436,11 +493,16 @@ private:
     void Abandon(Producer& producer) {
         // Who is between Enter and Leave is about to leave: nothing there blocks for long.
         while (producer.InUse()) Poll(producer, kSlice);
+        TakeBack(producer);
+    }
+
+    void TakeBack(Producer& producer) {
         for (const InFlight::Entry& entry : producer.in_flight().TakeAll()) {
             std::unique_ptr<backend::Publication> publication = PublicationOf(entry.value);
             if (publication == nullptr) continue;
             if (!IsTag(entry.value)) producer.Detach(publication->message);
-            HandBack(std::move(publication), Closed(Outcome::kUnknown));
+            HandBack(std::move(publication),
+                     finishing_ ? Closed(Outcome::kUnknown) : Failed(failure_, Outcome::kUnknown));
         }
     }
 
@@ -503,10 +565,19 @@ private:
                   Outcome outcome) const {
         const std::string topic = rd_kafka_topic_name(report.rkt);
         Error error = MakeError(*broker_, "sending to '" + topic + "'", report.err, {}, outcome);
-        if (error.code() == ErrorCode::kTimeout) {
-            if (const auto reason = Unreachable()) error = Combine(error, *reason);
+        if (error.code() == ErrorCode::kTimeout || error.code() == ErrorCode::kNotFound) {
+            if (topics_.stuck) topics_.stuck(topic);
+            if (const auto reason = Unreachable()) {
+                error = Combine(error, *reason);
+            } else if (const ErrorPtr trouble = TroubleOf(topic)) {
+                error = Combine(error, *trouble);
+            }
         }
         SetError(publication, std::move(error));
+    }
+
+    [[nodiscard]] ErrorPtr TroubleOf(const std::string& topic) const {
+        return topics_.trouble ? topics_.trouble(topic) : nullptr;
     }
 
     // Why messages time out, where it is for want of a connection.
@@ -524,14 +595,17 @@ private:
     }
 
     const std::shared_ptr<const Broker> broker_;
+    const Topics topics_;
     const milliseconds slack_;  // how late a publication may be handed back
     EarlyDeadlines early_ = {};
 
     // Of the thread alone:
     backend::PublicationList batch_ = {};
     std::size_t batched_ = 0;
+    Clock::time_point reported_at_ = Clock::now();
     Producer* polled_ = nullptr;                           // whose callbacks are served
     std::vector<std::shared_ptr<Producer>> retired_ = {};  // they hold messages, or are in use
+    Clock::time_point retired_at_ = {};                    // the last of them
     std::vector<std::shared_ptr<Producer>> spent_ = {};    // retired, and nobody's any more
     std::vector<Returned> returned_ = {};                  // of the last producer, as they come
     std::deque<Returned> waiting_ = {};                    // for the next producer, in order
