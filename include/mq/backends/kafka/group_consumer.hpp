@@ -147,6 +147,8 @@ private:
     static constexpr milliseconds kLookPatience{4000};
     /// How long a consumer that is replaced gets for its handlers, its commit and its good-bye.
     static constexpr milliseconds kReplacePatience{3000};
+    /// How long librdkafka gets to begin with its partitions after it has failed to.
+    static constexpr milliseconds kDoubt{2000};
     /// How often a member that has given way asks whether its place is free.
     static constexpr milliseconds kPlaceInterval{10'000};
     /// How long a position is not committed while it is asked what the group had before.
@@ -407,6 +409,7 @@ private:
         if (joining_) Handle::Abandon(std::move(handle_));
         handle_.reset();
         joining_ = assigned_ = false;
+        doubt_at_ = Clock::time_point::max();
         subscribed_.clear();
     }
 
@@ -598,6 +601,9 @@ private:
         const auto lane =
             message.rkt != nullptr ? lanes_.find(rd_kafka_topic_name(message.rkt)) : lanes_.end();
         const auto error = TroubleOf(message, text);
+        // librdkafka (seen with 2.0.2; its issue 5586) never asks again, nor begins with the
+        // partitions.
+        if (text.starts_with("Failed to fetch committed offsets")) doubt_at_ = Clock::now() + kDoubt;
         if (log_throttle_.Allow(rd_kafka_err2name(message.err))) {
             broker_->Log(LogLevel::kWarning, "group '" + group_ + "': " + text);
         }
@@ -895,6 +901,7 @@ private:
         assigned.watch.Progress(read_at_);
         if (!lane.standing.empty() && lane.standing.erase(number) > 0) ShowStanding(lane);
         if (!assigned.next) {
+            unbegun_pause_.Reset();
             AskBefore(lane, number, assigned, offset);
         } else if (offset > *assigned.next) {
             const auto low = LowWatermark(lane, number).value_or(*assigned.next);
@@ -978,8 +985,25 @@ private:
         for (const auto& [topic, lane] : lanes_) Excuse(*lane, now, late);
         // A member that has given way has questions of its own.
         if (fenced_) return;
+        if (now >= doubt_at_) return ReplaceUnbegun();
         if (const auto finding = TakeFinding()) Judge(*finding);
         Look(now);
+    }
+
+    // Partitions that this member has, and that librdkafka has said it cannot begin with.
+    void ReplaceUnbegun() {
+        doubt_at_ = Clock::time_point::max();
+        std::size_t unbegun = 0;
+        for (const auto& [topic, lane] : lanes_) {
+            for (const auto& [number, assigned] : lane->assigned) unbegun += assigned.next ? 0U : 1U;
+        }
+        if (unbegun == 0) return;
+        const std::string reason = "group '" + group_ + "': librdkafka does not begin with " +
+                                   std::to_string(unbegun) +
+                                   " partitions of this member: its consumer is replaced";
+        broker_->Log(LogLevel::kWarning, reason);
+        Replace(reason);
+        start_at_ = Clock::now() + unbegun_pause_.Next();
     }
 
     // While nothing can come, nothing stands still.
@@ -1381,7 +1405,7 @@ private:
         auto next = Clock::now() + kTick;
         if (handle_ != nullptr && waker_->dirty.load()) next = std::min(next, store_at_);
         if (handle_ == nullptr && resubscribe_) next = std::min(next, start_at_);
-        next = std::min(next, gather_until_);
+        next = std::min({next, gather_until_, std::max(doubt_at_, watch_at_)});
         for (const auto& [topic, lane] : lanes_) {
             if (!lane->stream->Stopped()) next = std::min(next, lane->resume_at);
             if (lane->admission == Admission::kWaiting) next = std::min(next, lane->ask_at);
@@ -1420,6 +1444,8 @@ private:
     Clock::time_point watch_at_ = {};
     Clock::time_point look_at_ = {};
     bool ask_stable_ = false;
+    Clock::time_point doubt_at_ = Clock::time_point::max();  // whether partitions are begun with
+    mq::detail::Backoff unbegun_pause_{milliseconds{500}, milliseconds{5000}};
     Clock::time_point mend_at_ = {};
     mq::detail::Backoff mend_pause_{milliseconds{20'000}, milliseconds{300'000}};
     LogThrottle log_throttle_ = {};
