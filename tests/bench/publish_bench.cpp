@@ -1,15 +1,18 @@
 // How much of a hand-written client's confirmed throughput the facade reaches: the same messages with
 // the same properties to the same broker, both programs alternately, medians of their runs. And what a
-// change of policy costs those who send meanwhile.
+// change of policy costs those who send meanwhile. And the same for receiving what lies on a Kafka.
 //
-// With MQ_TEST_RABBITMQ_DIR, MQ_TEST_ACTIVEMQ_DIR and MQ_TEST_ARTEMIS_DIR set, on the brokers whose
-// URLs are in those folders; and on the mock cluster of librdkafka, which needs no broker. Prints what
-// it measures and the bar for it, and writes "PASSED FAILED SKIPPED" into the file that MQ_TEST_TALLY
-// names. A shared machine is a poor judge of throughput: one and the same program was seen to come out
-// at half of itself. So what reaches half of its bar passes, and the figures say by how much it missed.
+// With MQ_TEST_RABBITMQ_DIR, MQ_TEST_ACTIVEMQ_DIR, MQ_TEST_ARTEMIS_DIR and MQ_TEST_KAFKA_DIR set, on
+// the brokers whose URLs are in those folders; and on the mock cluster of librdkafka, which needs no
+// broker. Prints what it measures and the bar for it, and writes "PASSED FAILED SKIPPED" into the file
+// that MQ_TEST_TALLY names. A shared machine is a poor judge of throughput: one and the same program
+// was seen to come out at half of itself. So what reaches half of its bar passes, and the figures say
+// by how much it missed.
 
+#include "../support/backend_fakes.hpp"
 #include "../support/mock_kafka.hpp"
 #include "raw_kafka.hpp"
+#include "raw_kafka_consumer.hpp"
 #include "raw_proton.hpp"
 #include "raw_rabbitmq.hpp"
 #include "send_stopwatch.hpp"
@@ -57,17 +60,17 @@ double Median(std::vector<double> values) {
     return values[values.size() / 2];
 }
 
-// Whether the median of the facade's shares is good enough.
-bool Compare(const char* name, double bar, std::size_t count, const std::function<void()>& facade,
-             const std::function<void()>& raw) {
+// Whether the median of the facade's shares is good enough, of runs that tell their rates.
+bool CompareRates(const char* name, double bar, std::size_t count,
+                  const std::function<double()>& facade, const std::function<double()>& raw) {
     facade();
     raw();
     std::vector<double> ratios;
     std::vector<double> facade_rates;
     std::vector<double> raw_rates;
     for (int run = 0; run < kRuns; ++run) {
-        facade_rates.push_back(Rate(count, facade));
-        raw_rates.push_back(Rate(count, raw));
+        facade_rates.push_back(facade());
+        raw_rates.push_back(raw());
         ratios.push_back(facade_rates.back() / raw_rates.back());
     }
     const auto [low, high] = std::minmax_element(ratios.begin(), ratios.end());
@@ -81,6 +84,13 @@ bool Compare(const char* name, double bar, std::size_t count, const std::functio
                 : good       ? ", missed by what may be noise"
                              : ": FAILED");
     return good;
+}
+
+// The same of runs that take as long as they take.
+bool Compare(const char* name, double bar, std::size_t count, const std::function<void()>& facade,
+             const std::function<void()>& raw) {
+    return CompareRates(
+        name, bar, count, [&] { return Rate(count, facade); }, [&] { return Rate(count, raw); });
 }
 
 mq::Config ConfigFor(const std::string& url, const std::string& address) {
@@ -144,6 +154,59 @@ bool BenchKafka() {
     return Compare(
         "kafka (mock cluster)", 0.85, kCount, [&] { PublishByFacade(client, kCount, body, keys); },
         [&] { raw.Publish(kCount, body, keys); });
+}
+
+// Works on each message for a while, and notes when the first and the last one came.
+class Worker {
+public:
+    explicit Worker(std::size_t count) : count_(count) {}
+
+    void Handle() {
+        constexpr std::chrono::microseconds kWork{2};
+        const auto begin = Clock::now();
+        if (handled_ == 0) first_ = begin;
+        while (Clock::now() - begin < kWork) {
+        }
+        if (++handled_ != count_) return;
+        last_ = Clock::now();
+        done_.store(true);
+        done_.notify_all();
+    }
+
+    [[nodiscard]] double AwaitRate() const {
+        done_.wait(false);
+        return static_cast<double>(count_) / std::chrono::duration<double>(last_ - first_).count();
+    }
+
+private:
+    const std::size_t count_;
+    std::size_t handled_ = 0;
+    Clock::time_point first_ = {};
+    Clock::time_point last_ = {};
+    std::atomic<bool> done_{false};
+};
+
+// Whether a backlog is received as fast as by a program that does the same work for each message.
+bool BenchKafkaReceiving(const std::string& url) {
+    constexpr std::size_t kCount = 200'000;
+    const std::string servers = url.substr(std::string_view{"kafka://"}.size());
+    const std::string topic = mq::test::UniqueId("mq-bench");
+    bench::RawKafka{servers, topic}.Publish(kCount, std::string(kBodyBytes, 'x'), MakeKeys());
+    const auto by_facade = [&] {
+        mq::Client client{ConfigFor(url, topic)};
+        Worker worker{kCount};
+        const auto subscription =
+            client.RecvMsg("bench", [&](const mq::Message&) { worker.Handle(); },
+                           {.group = mq::test::UniqueId("facade"), .concurrency = 1});
+        return worker.AwaitRate();
+    };
+    const auto by_hand = [&] {
+        bench::RawKafkaConsumer consumer{servers, mq::test::UniqueId("raw"), topic};
+        Worker worker{kCount};
+        consumer.Receive(kCount, [&] { worker.Handle(); });
+        return worker.AwaitRate();
+    };
+    return CompareRates("kafka, receiving", 0.9, kCount, by_facade, by_hand);
 }
 
 // Whether no send waits for a change of policy where there is no order to keep: two threads send
@@ -278,6 +341,7 @@ int main() {
         return BenchActiveMq("artemis", url, "mq-bench", "topic");
     });
     tally.Measure("kafka (mock cluster)", BenchKafka);
+    tally.Measure("kafka, receiving", "MQ_TEST_KAFKA_DIR", BenchKafkaReceiving);
     tally.Measure("a change from memory to memory",
                   [] { return BenchChange("memory to memory", "memory://old", "memory://new"); });
     tally.Measure("a change from rabbitmq to kafka", "MQ_TEST_RABBITMQ_DIR",

@@ -26,6 +26,7 @@ public:
         kFetch = 1,
         kMetadata = 3,
         kOffsetCommit = 8,
+        kOffsetFetch = 9,
         kFindCoordinator = 10
     };
 

@@ -7,6 +7,7 @@
 #include <mq/backends/kafka/fetch_waker.hpp>
 #include <mq/backends/kafka/handle.hpp>
 #include <mq/backends/kafka/native.hpp>
+#include <mq/backends/kafka/pulse.hpp>
 #include <mq/backends/kafka/record.hpp>
 #include <mq/backends/kafka/standstill.hpp>
 #include <mq/backends/kafka/stream.hpp>
@@ -185,6 +186,10 @@ private:
     static constexpr milliseconds kLookPatience{4000};
     /// How long a consumer that is replaced gets for its handlers, its commit and its good-bye.
     static constexpr milliseconds kReplacePatience{3000};
+    /// How long librdkafka gets to answer before a call that waits for it.
+    static constexpr milliseconds kPulse{1000};
+    /// How long librdkafka gets to begin with its partitions after it has failed to.
+    static constexpr milliseconds kDoubt{2000};
     /// How often a member that has given way asks whether its place is free.
     static constexpr milliseconds kPlaceInterval{10'000};
     /// How long a position is not committed while it is asked what the group had before.
@@ -382,11 +387,20 @@ private:
             if (error == nullptr) {
                 lane->second->admission = Admission::kAdmitted;
                 lane->second->trouble = nullptr;
+                lane->second->active = InGroup();
                 resubscribe_ = true;
             } else {
                 Postpone(*lane->second, std::move(error));
             }
         }
+    }
+
+    // Then a further topic needs no word of the group's: it begins with its earliest message, whenever
+    // the partitions are shared out anew, for which librdkafka may take a second, and the handlers of
+    // other topics longer.
+    [[nodiscard]] bool InGroup() const {
+        return std::any_of(lanes_.begin(), lanes_.end(),
+                           [](const auto& entry) { return entry.second->active; });
     }
 
     // The topic is not to be had at present.
@@ -467,9 +481,11 @@ private:
         }
         CloseQueue(main_queue_);
         DropPostponed();
+        pulse_.Forget();
         if (joining_) Handle::Abandon(std::move(handle_));
         handle_.reset();
         joining_ = assigned_ = false;
+        doubt_at_ = Clock::time_point::max();
         subscribed_.clear();
     }
 
@@ -478,6 +494,10 @@ private:
     // 2.0.2); unsubscribing forgets it.
     void DropPostponed() {
         if (handle_ == nullptr || rd_kafka_consumer_closed(handle_->get()) != 0) return;
+        if (!pulse_.Answers(handle_->get(), kPulse)) {
+            joining_ = true;  // nor could it be destroyed
+            return;
+        }
         static_cast<void>(rd_kafka_unsubscribe(handle_->get()));
         joining_ = IsJoining();
     }
@@ -504,6 +524,7 @@ private:
             return;
         }
         if (handle_ == nullptr && (wanted.empty() || !Start())) return;
+        if (!pulse_.Answers(handle_->get(), kPulse)) return;
         if (asking &&
             !std::includes(subscribed_.begin(), subscribed_.end(), wanted.begin(), wanted.end())) {
             gather_until_ = std::min(gather_until_, Clock::now() + kGather);
@@ -522,21 +543,6 @@ private:
             return;
         }
         subscribed_ = std::move(wanted);
-        ActivateFurther();
-    }
-
-    // A further topic of a member of the group needs no word of the group's: it begins with its
-    // earliest message, whenever the partitions are shared out anew, for which librdkafka may take a
-    // second.
-    void ActivateFurther() {
-        const auto in_group = [&](const auto& entry) {
-            return entry.second->active && subscribed_.contains(entry.first);
-        };
-        if (!std::any_of(lanes_.begin(), lanes_.end(), in_group)) return;
-        for (const std::string& topic : subscribed_) {
-            Lane* const lane = FindLane(topic.c_str());
-            if (lane != nullptr && lane->trouble == nullptr) lane->active = true;
-        }
     }
 
     void Poll() {
@@ -661,6 +667,9 @@ private:
         const auto lane =
             message.rkt != nullptr ? lanes_.find(rd_kafka_topic_name(message.rkt)) : lanes_.end();
         const auto error = TroubleOf(message, text);
+        // librdkafka (seen with 2.0.2; its issue 5586) never asks again, nor begins with the
+        // partitions.
+        if (text.starts_with("Failed to fetch committed offsets")) doubt_at_ = Clock::now() + kDoubt;
         if (log_throttle_.Allow(rd_kafka_err2name(message.err))) {
             broker_->Log(LogLevel::kWarning, "group '" + group_ + "': " + text);
         }
@@ -822,7 +831,7 @@ private:
     // Those that run may still settle. Whoever closes has waited for its handlers before. Blocks this
     // thread, and with it the delivery to the whole group, but not the heartbeats: those are sent by a
     // thread of librdkafka.
-    void AwaitHandlers(const Partitions& going) const {
+    void AwaitHandlers(const Partitions& going) {
         const std::chrono::milliseconds patience = broker_->options.RevokeWait();
         const auto deadline = std::min(Clock::now() + patience, closing_by_);
         bool ended = true;
@@ -840,8 +849,12 @@ private:
     }
 
     // Whether they have ended, or belong to a subscription that is about to leave.
-    bool AwaitHandlers(const Lane& lane, Partition& partition, Clock::time_point deadline) const {
+    bool AwaitHandlers(const Lane& lane, Partition& partition, Clock::time_point deadline) {
         while (!IsLeaving(lane)) {
+            // Who comes or goes in the meantime does not wait for them.
+            TakeOrders();
+            TakeVerdicts();
+            ShowStates();
             const auto now = Clock::now();
             if (partition.WaitReleased(std::min(deadline, now + kSlice))) return true;
             if (now >= deadline) return false;
@@ -973,6 +986,7 @@ private:
         assigned.watch.Progress(read_at_);
         if (!lane.standing.empty() && lane.standing.erase(number) > 0) ShowStanding(lane);
         if (!assigned.next) {
+            unbegun_pause_.Reset();
             AskBefore(lane, number, assigned, offset);
         } else if (offset > *assigned.next) {
             const auto low = LowWatermark(lane, number).value_or(*assigned.next);
@@ -1056,8 +1070,42 @@ private:
         for (const auto& [topic, lane] : lanes_) Excuse(*lane, now, late);
         // A member that has given way has questions of its own.
         if (fenced_) return;
+        if (handle_ != nullptr) pulse_.Feel(handle_->get(), now);
+        if (!late && pulse_.Lost(now)) return ReplaceStuck();
+        if (now >= doubt_at_) return ReplaceUnbegun();
         if (const auto finding = TakeFinding()) Judge(*finding);
         Look(now);
+    }
+
+    // Nothing can be asked of the library any more, least of all to leave the group, which goes on
+    // without this member after session.timeout.ms.
+    void ReplaceStuck() {
+        const std::string reason = "group '" + group_ + "': librdkafka has not answered for " +
+                                   mq::detail::FormatDuration(Pulse::kPatience) +
+                                   ": its consumer is given up and replaced";
+        broker_->Log(LogLevel::kError, reason);
+        for (const auto& [topic, lane] : lanes_) {
+            lane->standing.insert(kNoPartition);
+            lane->standstill = reason;
+        }
+        GiveUpHandle(reason);
+        start_at_ = Clock::now() + restart_.Next();
+    }
+
+    // Partitions that this member has, and that librdkafka has said it cannot begin with.
+    void ReplaceUnbegun() {
+        doubt_at_ = Clock::time_point::max();
+        std::size_t unbegun = 0;
+        for (const auto& [topic, lane] : lanes_) {
+            for (const auto& [number, assigned] : lane->assigned) unbegun += assigned.next ? 0U : 1U;
+        }
+        if (unbegun == 0) return;
+        const std::string reason = "group '" + group_ + "': librdkafka does not begin with " +
+                                   std::to_string(unbegun) +
+                                   " partitions of this member: its consumer is replaced";
+        broker_->Log(LogLevel::kWarning, reason);
+        Replace(reason);
+        start_at_ = Clock::now() + unbegun_pause_.Next();
     }
 
     // While nothing can come, nothing stands still.
@@ -1153,11 +1201,13 @@ private:
                 standing = true;
                 sure = sure || !assigned.next;
             }
-            if (lane->assigned.empty() && finding.members) {
-                lane->watch.Answer(finding.asked, Unserved(*finding.members, topic, finding.counts), 1);
-                standing = standing || lane->watch.StandsStill();
-                sure = sure || lane->watch.StandsStill();
-            }
+            if (!lane->assigned.empty() || !finding.members || !finding.counts.contains(topic))
+                continue;
+            const auto served = Unserved(*finding.members, topic, finding.counts.at(topic));
+            lane->watch.Answer(finding.asked, served, 1);
+            standing = standing || lane->watch.StandsStill();
+            sure = sure || lane->watch.StandsStill();
+            if (served && lane->standing.erase(kNoPartition) > 0) ShowStanding(*lane);
         }
         if (!standing) return;
         if (sure) return Mend();
@@ -1166,12 +1216,11 @@ private:
         asks_at_ = {};
     }
 
-    /// For DeliveryWatch::Answer: 1 where the group is at rest and has given somebody every partition.
+    /// As a position for DeliveryWatch::Answer beside an end of 1: none where some partition is
+    /// nobody's in a group that is at rest.
     static std::optional<std::int64_t> Unserved(const Admin::Members& members, const std::string& topic,
-                                                const std::map<std::string, int>& counts) {
-        const auto count = counts.find(topic);
-        if (members.rebalancing || count == counts.end()) return 1;
-        for (std::int32_t number = 0; number < count->second; ++number) {
+                                                int count) {
+        for (std::int32_t number = 0; number < count && !members.rebalancing; ++number) {
             if (!members.partitions.contains({topic, number})) return std::nullopt;
         }
         return 1;
@@ -1255,6 +1304,10 @@ private:
         closing_by_ = Clock::now() + kReplacePatience;
         if (CanCommit()) LeaveGroup();
         closing_by_ = Clock::time_point::max();
+        GiveUpHandle(reason);
+    }
+
+    void GiveUpHandle(const std::string& reason) {
         Stop();
         const auto error = std::make_shared<Error>(ErrorCode::kUnavailable, broker_->Text(reason));
         for (const auto& [topic, lane] : lanes_) lane->trouble = error;
@@ -1528,6 +1581,7 @@ private:
         const Owned<rd_kafka_queue_t> queue{rd_kafka_queue_new(handle_->get())};
         rd_kafka_queue_cb_event_enable(main_queue_.get(), nullptr, nullptr);
         DropPostponed();
+        if (!pulse_.Answers(handle_->get(), milliseconds{0})) return;
         const Owned<rd_kafka_error_t> error{rd_kafka_consumer_close_queue(handle_->get(), queue.get())};
         if (error != nullptr) return;
         // The revocation is served in any case, also where the calls before have taken all the time:
@@ -1584,7 +1638,7 @@ private:
         auto next = Clock::now() + kTick;
         if (handle_ != nullptr && waker_->dirty.load()) next = std::min({next, store_at_, look_at_});
         if (handle_ == nullptr && resubscribe_) next = std::min(next, start_at_);
-        next = std::min(next, gather_until_);
+        next = std::min({next, gather_until_, std::max(doubt_at_, watch_at_)});
         for (const auto& [topic, lane] : lanes_) {
             if (!lane->stream->Stopped()) next = std::min(next, lane->resume_at);
             if (lane->admission == Admission::kWaiting) next = std::min(next, lane->ask_at);
@@ -1614,6 +1668,7 @@ private:
     Clock::time_point start_at_ = {};
     mq::detail::Backoff restart_{milliseconds{500}, milliseconds{10'000}};
     FetchWaker fetch_waker_ = {};
+    Pulse pulse_ = {};
     Clock::time_point read_at_ = {};  // the batch that is being taken
     std::string assignors_ = {};      // other ones than are preferred; see TryOtherAssignors
     ErrorPtr misfit_ = {};            // the group does not know them
@@ -1624,6 +1679,8 @@ private:
     Clock::time_point watch_at_ = {};
     Clock::time_point asks_at_ = {};
     bool ask_stable_ = false;
+    Clock::time_point doubt_at_ = Clock::time_point::max();  // whether partitions are begun with
+    mq::detail::Backoff unbegun_pause_{milliseconds{500}, milliseconds{5000}};
     Clock::time_point mend_at_ = {};
     mq::detail::Backoff mend_pause_{milliseconds{20'000}, milliseconds{300'000}};
     LogThrottle log_throttle_ = {};

@@ -15,17 +15,17 @@ namespace mq::kafka {
 ///
 /// Progress is a message, or the end of the partition, which librdkafka reports each time that a fetch
 /// has come to it. While there can be none (no room, no connection, a full queue), that counts the
-/// same. After kQuiet without any, the broker is asked where the partition ends; when two answers,
-/// kConfirm or more apart and nothing between them, say that there is more than has come, it stands
-/// still. Who asks every kAskAgain knows it kQuiet + kAskAgain + kConfirm after the last progress, or
-/// kAskAgain * 2 + kConfirm after the message that does not come, whichever is later. A broker that
-/// does not answer is no standstill of this side's: nothing is judged then. Not thread-safe.
+/// same. After kQuiet without any, the broker is asked every kAskAgain where the partition ends; when
+/// two answers, kConfirm or more apart and nothing between them, say that there is more than has come,
+/// it stands still. That is known kQuiet + 2 kAskAgain + kConfirm after the last progress or the
+/// message that does not come, whichever is later. A broker that does not answer is no standstill of
+/// this side's: nothing is judged then. Not thread-safe.
 class DeliveryWatch {
 public:
     using Clock = std::chrono::steady_clock;
 
-    static constexpr std::chrono::seconds kQuiet{6};
-    static constexpr std::chrono::seconds kAskAgain{4};
+    static constexpr std::chrono::seconds kQuiet{5};
+    static constexpr std::chrono::seconds kAskAgain{3};
     static constexpr std::chrono::seconds kConfirm{5};
     /// What is left of the time for mending it.
     static constexpr std::chrono::seconds kMending{10};
@@ -38,7 +38,6 @@ public:
         since_ = now;
         behind_since_.reset();
         stands_still_ = false;
-        missing_.reset();
     }
 
     /// Whether it has been quiet for so long that the end is worth asking for.
@@ -54,24 +53,19 @@ public:
             stands_still_ = false;
             return;
         }
-        if (position) missing_ = static_cast<std::uint64_t>(end - *position);
         if (!behind_since_) behind_since_ = asked;
         stands_still_ = asked - *behind_since_ >= kConfirm;
     }
 
     [[nodiscard]] bool StandsStill() const { return stands_still_; }
 
-    /// The last progress.
-    [[nodiscard]] Clock::time_point since() const { return since_; }
-
-    /// How many messages do not come, at most; nothing where that is not known.
-    [[nodiscard]] std::optional<std::uint64_t> missing() const { return missing_; }
+    /// Since when it is known to be behind, and else the last progress.
+    [[nodiscard]] Clock::time_point since() const { return behind_since_.value_or(since_); }
 
 private:
     Clock::time_point since_;
     std::optional<Clock::time_point> behind_since_ = {};  // the first answer since then that says so
     bool stands_still_ = false;
-    std::optional<std::uint64_t> missing_ = {};
 };
 
 }  // namespace mq::kafka
