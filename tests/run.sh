@@ -217,7 +217,7 @@ run_packaging() { run_script packaging 900; }
 
 run_model() {
     if have spin && have "${CC:-cc}"; then
-        run_script model 600
+        run_script model 1800
     else
         skipped "the model: spin or a C compiler is not installed"
     fi
