@@ -13,11 +13,11 @@
 /// the memory of its queue the ready ones lie in the order of arrival, returned ones among them, and
 /// what the queue has yet to take in came later: once a message behind the mark was seen in either
 /// place, all older ones are in one of the two. A message moves between the two, so that both are asked
-/// twice, in turn: to be missed, each older one would have to be handed out, returned and handed out
-/// again in step with the four answers, which are given one right after the other. Among the ready ones
-/// a higher priority comes first: with one above the default nothing is known, and what has one below
-/// the default is not waited for. What waits for a time (a redelivery delay) is in neither place, and
-/// nothing is known while there is any.
+/// twice, in turn, the ready ones first: to be missed, each older one would have to be returned, handed
+/// out and returned again in step with the four answers, which are given one right after the other.
+/// Among the ready ones a higher priority comes first: with one above the default nothing is known, and
+/// what has one below the default is not waited for. What waits for a time (a redelivery delay) is in
+/// neither place, and nothing is known while there is any.
 ///
 /// **Classic** shows a browser what it has read in from the store and nobody has settled, whether it
 /// was handed out or not, as it is at one moment; it reads in the order of arrival. A first browser
@@ -185,11 +185,12 @@ private:
         constexpr const char* kDelivered = "listDeliveringMessagesAsJSON";
         constexpr const char* kReady = "getFirstMessageAsJSON";
         Messages first;
-        if (!list(kDelivered, first) || !list(kReady, first) || first.empty()) return;
-        // Most looks end here: the rest is asked only where it can bring something.
+        if (!list(kReady, first) || !list(kDelivered, first) || first.empty()) return;
+        // The ready ones first: in this order a message hides only by being given back twice. Most
+        // looks end here: the rest is asked only where it can bring something.
         if (!SettledUpTo(first)) return;
         Messages all = first;
-        if (!list(kDelivered, all) || !list(kReady, all)) return;
+        if (!list(kReady, all) || !list(kDelivered, all)) return;
         if (const auto mark = SettledUpTo(all)) Note(queue, mark->moment);
     }
 
