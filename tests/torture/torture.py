@@ -65,7 +65,7 @@ class Run:
         # (time, whether it is on), by service
         self._dedup = {name: [(0, settings.get("dedup", "off") != "off")]
                        for name, settings in script.settings.items()}
-        self._unnamed = {group: 0 for group in plan.GROUPS if group not in script.groups}
+        self._unnamed = [group for group in plan.GROUPS if group not in script.groups]
         self._back = 0       # when publishing was first told to go back
         self._deleted = []   # (begin, end) of each deletion, times in nanoseconds
         self._expired = set()  # sides whose positions have expired
@@ -479,9 +479,12 @@ class Run:
               f"from the other side {crossed}, seen twice by a process with dedup {len(verdict.seen_twice)}; "
               f"unconfirmed and late {verdict.late}; connections lost {len(self._lost)}; "
               f"fences that waited in vain {self._in_vain}")
-        print(f"not promised: {len(verdict.reordered) - len(reordered)} out of order (groups that are not named, "
-              f"once publishing has gone back; the topic {plan.SCRATCH}), {verdict.forgiven} gone with a topic "
-              f"that was deleted")
+        spared = collections.Counter(group for group, *_ in set(verdict.reordered) - set(reordered))
+        print("not promised, and so not judged: " + "".join(
+            f"{count} out of order for {group}, " for group, count in sorted(spared.items())) +
+              f"{verdict.forgiven} gone with a topic that was deleted" + "".join(
+                  f"; {group} was not named when publishing went back"
+                  for group in self._unnamed if self._back))
         print("longest silences, without the times in which a broker was down: " + (", ".join(
             f"{who} {seconds:.1f} s until {end}" for who, seconds, end in silent[:5]) or "none"))
         if stood:
