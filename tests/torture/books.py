@@ -53,8 +53,8 @@ class Verdict:
 class Books:
     """Reads every file of a folder from where it stopped reading.
 
-    `groups_of` says by topic which groups there are, `had_dedup(service, begin, end)` whether a service has
-    had dedup on all that time, and `is_forgiven(topic, time)` whether what was confirmed then may be gone.
+    `groups_of` says by topic which groups there are, `had_dedup(group, service, begin, end)` whether a
+    service has had dedup on for a group all that time, and `is_forgiven(topic, time)` whether what was confirmed then may be gone.
     """
 
     def __init__(self, folder, groups_of, had_dedup, is_forgiven):
@@ -187,7 +187,8 @@ class Books:
         first = {}
         for one in times:
             earlier = first.setdefault(one.service, one)
-            if earlier is not one and self._had_dedup(one.service.split(".")[0], earlier.time, one.time):
+            if earlier is not one and self._had_dedup(
+                    group, one.service.split(".")[0], earlier.time, one.time):
                 yield group, message, earlier, one
 
     # What a group has handled of one key of one producer, in the order of the first handlings.

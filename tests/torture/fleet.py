@@ -115,15 +115,17 @@ class Process:
         draft.rename(self._mood)
 
     def _topic(self, topic, groups):
-        run = self._run
+        run, dedup = self._run, self._settings.get("dedup", "off")
+        lines = [f"[topics.{topic}]", f'order = "{run.script.asked.order}"']
+        if dedup != "off":
+            lines.append(f'dedup = "{dedup}"')
         if self._single:
-            return [f"[topics.{topic}]", 'broker = "new"', f'address = "{ADDRESS}-{topic}"',
-                    f'order = "{run.script.asked.order}"']
-        return [f"[topics.{topic}]", 'old = "old"', 'new = "new"', f'policy = "{self._rung}"',
-                 "groups = [" + ", ".join(f'"{group}"' for group in groups) + "]",
-                 f'address = {{ old = "{ADDRESS}-{topic}", new = "{ADDRESS}-{topic}" }}',
-                 f'order = "{run.script.asked.order}"', f'quiet = "{round(self._quiet * 1000)}ms"',
-                 f"failover = {str(run.script.failover).lower()}"]
+            return lines + ['broker = "new"', f'address = "{ADDRESS}-{topic}"']
+        return lines + ['old = "old"', 'new = "new"', f'policy = "{self._rung}"',
+                        "groups = [" + ", ".join(f'"{group}"' for group in groups) + "]",
+                        f'address = {{ old = "{ADDRESS}-{topic}", new = "{ADDRESS}-{topic}" }}',
+                        f'quiet = "{round(self._quiet * 1000)}ms"',
+                        f"failover = {str(run.script.failover).lower()}"]
 
     # Replaces the file in one go, as an editor does.
     def _write(self):
@@ -138,8 +140,6 @@ class Process:
                   f'address = "{ADDRESS}-{plan.SCRATCH}"']
         lines += self._topic(plan.RECEIPTS, plan.GROUPS_OF[plan.RECEIPTS])
         lines += self._topic(plan.ORDERS, self._groups)
-        if settings.get("dedup", "off") != "off":
-            lines.append(f'dedup = "{settings["dedup"]}"')
         draft = self._config.with_suffix(".draft")
         draft.write_text("\n".join(lines) + "\n")
         self.told_at = time.monotonic_ns()

@@ -400,7 +400,9 @@ class Run:
 
     # ---- what came of it
 
-    def _had_dedup(self, name, begin, end):
+    def _had_dedup(self, group, name, begin, end):
+        if group in plan.GROUPS_OF[plan.SCRATCH]:
+            return False
         since = None
         for at, is_on in self._dedup[name]:
             if at > end:
