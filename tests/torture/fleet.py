@@ -116,13 +116,13 @@ class Process:
 
     def _topic(self, topic, groups):
         run, dedup = self._run, self._settings.get("dedup", "off")
-        lines = [f"[topics.{topic}]", f'order = "{run.script.asked.order}"']
+        lines = [f"[topics.{topic}]", f'order = "{run.script.asked.order}"',
+                 "groups = [" + ", ".join(f'"{group}"' for group in groups) + "]"]
         if dedup != "off":
             lines.append(f'dedup = "{dedup}"')
         if self._single:
             return lines + ['broker = "new"', f'address = "{ADDRESS}-{topic}"']
         return lines + ['old = "old"', 'new = "new"', f'policy = "{self._rung}"',
-                        "groups = [" + ", ".join(f'"{group}"' for group in groups) + "]",
                         f'address = {{ old = "{ADDRESS}-{topic}", new = "{ADDRESS}-{topic}" }}',
                         f'quiet = "{round(self._quiet * 1000)}ms"',
                         f"failover = {str(run.script.failover).lower()}"]
@@ -137,7 +137,7 @@ class Process:
             option = '"session.timeout.ms" = 8000' if broker.kind == "kafka" else 'heartbeat = "4s"'
             lines += [f"[brokers.{side}]", f'url = "{broker.url}"', f"options = {{ {option} }}"]
         lines += [f"[topics.{plan.SCRATCH}]", f'broker = "{run.script.scratch}"',
-                  f'address = "{ADDRESS}-{plan.SCRATCH}"']
+                  f'address = "{ADDRESS}-{plan.SCRATCH}"', 'groups = ["scrap"]']
         lines += self._topic(plan.RECEIPTS, plan.GROUPS_OF[plan.RECEIPTS])
         lines += self._topic(plan.ORDERS, self._groups)
         draft = self._config.with_suffix(".draft")
