@@ -9,6 +9,9 @@ import heapq
 import pathlib
 
 
+PIECE = 1 << 16  # bytes
+
+
 def topic_of(message):
     """The topic of a message, which its id says: what handlers send has a lane of its own."""
     return message.split("/")[1].split(":")[0].rstrip("+")
@@ -73,18 +76,22 @@ class Books:
         self.corrupt = []
 
     def poll(self):
-        """Reads on. A line that is not whole yet is left for the next time."""
+        """Reads on, a piece of each file: who calls has connections to serve. A line that is not whole yet
+        is left for the next time. Says whether there is more."""
+        more = False
         for path in sorted(self._folder.glob("*.books")):
             begin = self._read.get(path, 0)
             if path.stat().st_size == begin:
                 continue
             with path.open("rb") as file:
                 file.seek(begin)
-                data = file.read()
+                data = file.read(PIECE)
+            more |= len(data) == PIECE
             whole = data.rfind(b"\n") + 1
             self._read[path] = begin + whole
             for line in data[:whole].decode().splitlines():
                 self._enter(path.stem, line.split(" "))
+        return more
 
     def _enter(self, service, words):
         kind, time = words[0], int(words[1])

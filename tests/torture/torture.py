@@ -28,7 +28,7 @@ import time
 import admin
 import plan
 from books import Books, topic_of
-from fleet import ADDRESS, Broker, Process, die_with_parent
+from fleet import ADDRESS, Broker, Process, die_with_parent, take_precedence
 
 STEP_PATIENCE = 150     # seconds for the fleet to reach a rung once nothing breaks any more
 SETTLE_PATIENCE = 90    # seconds without a message handled until messages count as lost
@@ -137,9 +137,18 @@ class Run:
                              ("" if process.runs else ", does not run"))
         return "\n".join(lines)
 
+    async def _read_all(self):
+        while self.books.poll():
+            await asyncio.sleep(0)
+
+    # The books are read while they are written: all at once they would keep the proxies waiting.
+    async def _keep_books(self):
+        while True:
+            await asyncio.sleep(0 if self.books.poll() else 0.2)
+
     async def settle(self):
         """Waits until every group has handled what was confirmed before now."""
-        self.books.poll()
+        await self._read_all()
         wanted = self.books.waiting()
         begin = moved = time.monotonic()
         count = len(wanted)
@@ -157,6 +166,7 @@ class Run:
     # ---- the script
 
     async def play(self):
+        self.spawn(self._keep_books())
         await self._start()
         end = self._began + self.script.asked.minutes * 60
         for number, step in enumerate(self.script.steps, 1):
@@ -242,7 +252,7 @@ class Run:
         ends = await asyncio.gather(*(process.end(60) for process in self.processes.values()))
         if not all(ends):
             raise Stuck("a service did not end well")
-        self.books.poll()
+        await self._read_all()
 
     # A run that gave up says what is lost, and not what is merely on its way.
     async def _salvage(self):
@@ -449,7 +459,8 @@ class Run:
 
     def report(self, completed):
         """Prints the audit; whether it is as it has to be."""
-        self.books.poll()
+        while self.books.poll():
+            pass
         verdict = self.books.verdict()
         self._read_logs()
         unexplained = [repeat for repeat in verdict.repeats if not self.explained(*repeat)]
@@ -573,6 +584,7 @@ def main():
     if options.script_only:
         print(script, end="")
         return 0
+    take_precedence()
     pathlib.Path(options.folder).mkdir(parents=True, exist_ok=True)
     (pathlib.Path(options.folder) / "script.txt").write_text(str(script))
     try:
