@@ -9,6 +9,9 @@ import heapq
 import pathlib
 
 
+PIECE = 1 << 16  # bytes
+
+
 def topic_of(message):
     """The topic of a message, which its id says: what handlers send has a lane of its own."""
     return message.split("/")[1].split(":")[0].rstrip("+")
@@ -53,8 +56,8 @@ class Verdict:
 class Books:
     """Reads every file of a folder from where it stopped reading.
 
-    `groups_of` says by topic which groups there are, `had_dedup(service, begin, end)` whether a service has
-    had dedup on all that time, and `is_forgiven(topic, time)` whether what was confirmed then may be gone.
+    `groups_of` says by topic which groups there are, `had_dedup(group, service, begin, end)` whether a
+    service has had dedup on for a group all that time, and `is_forgiven(topic, time)` whether what was confirmed then may be gone.
     """
 
     def __init__(self, folder, groups_of, had_dedup, is_forgiven):
@@ -73,18 +76,22 @@ class Books:
         self.corrupt = []
 
     def poll(self):
-        """Reads on. A line that is not whole yet is left for the next time."""
+        """Reads on, a piece of each file: who calls has connections to serve. A line that is not whole yet
+        is left for the next time. Says whether there is more."""
+        more = False
         for path in sorted(self._folder.glob("*.books")):
             begin = self._read.get(path, 0)
             if path.stat().st_size == begin:
                 continue
             with path.open("rb") as file:
                 file.seek(begin)
-                data = file.read()
+                data = file.read(PIECE)
+            more |= len(data) == PIECE
             whole = data.rfind(b"\n") + 1
             self._read[path] = begin + whole
             for line in data[:whole].decode().splitlines():
                 self._enter(path.stem, line.split(" "))
+        return more
 
     def _enter(self, service, words):
         kind, time = words[0], int(words[1])
@@ -187,7 +194,8 @@ class Books:
         first = {}
         for one in times:
             earlier = first.setdefault(one.service, one)
-            if earlier is not one and self._had_dedup(one.service.split(".")[0], earlier.time, one.time):
+            if earlier is not one and self._had_dedup(
+                    group, one.service.split(".")[0], earlier.time, one.time):
                 yield group, message, earlier, one
 
     # What a group has handled of one key of one producer, in the order of the first handlings.

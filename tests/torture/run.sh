@@ -84,8 +84,11 @@ parse() {
 
 arguments() {
     printf '%s\n' --seed "$seed" --minutes "$minutes" --old "${sides[old]}" --new "${sides[new]}" \
-        --order "$order" --restarts "$restarts" --kill-every "${kills[kill-every]}" \
-        --rate "${kills[rate]}" --load "${kills[load]}"
+        --order "$order" --restarts "$restarts"
+    local option
+    for option in kill-every rate load; do
+        ((kills[$option] == 0)) || printf '%s\n' "--$option" "${kills[$option]}"
+    done
 }
 
 install_missing() {

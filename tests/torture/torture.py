@@ -28,7 +28,7 @@ import time
 import admin
 import plan
 from books import Books, topic_of
-from fleet import ADDRESS, Broker, Process, die_with_parent
+from fleet import ADDRESS, Broker, Process, die_with_parent, take_precedence
 
 STEP_PATIENCE = 150     # seconds for the fleet to reach a rung once nothing breaks any more
 SETTLE_PATIENCE = 90    # seconds without a message handled until messages count as lost
@@ -65,7 +65,7 @@ class Run:
         # (time, whether it is on), by service
         self._dedup = {name: [(0, settings.get("dedup", "off") != "off")]
                        for name, settings in script.settings.items()}
-        self._unnamed = {group: 0 for group in plan.GROUPS if group not in script.groups}
+        self._unnamed = [group for group in plan.GROUPS if group not in script.groups]
         self._back = 0       # when publishing was first told to go back
         self._deleted = []   # (begin, end) of each deletion, times in nanoseconds
         self._expired = set()  # sides whose positions have expired
@@ -137,9 +137,18 @@ class Run:
                              ("" if process.runs else ", does not run"))
         return "\n".join(lines)
 
+    async def _read_all(self):
+        while self.books.poll():
+            await asyncio.sleep(0)
+
+    # The books are read while they are written: all at once they would keep the proxies waiting.
+    async def _keep_books(self):
+        while True:
+            await asyncio.sleep(0 if self.books.poll() else 0.2)
+
     async def settle(self):
         """Waits until every group has handled what was confirmed before now."""
-        self.books.poll()
+        await self._read_all()
         wanted = self.books.waiting()
         begin = moved = time.monotonic()
         count = len(wanted)
@@ -157,6 +166,7 @@ class Run:
     # ---- the script
 
     async def play(self):
+        self.spawn(self._keep_books())
         await self._start()
         end = self._began + self.script.asked.minutes * 60
         for number, step in enumerate(self.script.steps, 1):
@@ -242,7 +252,7 @@ class Run:
         ends = await asyncio.gather(*(process.end(60) for process in self.processes.values()))
         if not all(ends):
             raise Stuck("a service did not end well")
-        self.books.poll()
+        await self._read_all()
 
     # A run that gave up says what is lost, and not what is merely on its way.
     async def _salvage(self):
@@ -400,7 +410,9 @@ class Run:
 
     # ---- what came of it
 
-    def _had_dedup(self, name, begin, end):
+    def _had_dedup(self, group, name, begin, end):
+        if group in plan.GROUPS_OF[plan.SCRATCH]:
+            return False
         since = None
         for at, is_on in self._dedup[name]:
             if at > end:
@@ -447,7 +459,8 @@ class Run:
 
     def report(self, completed):
         """Prints the audit; whether it is as it has to be."""
-        self.books.poll()
+        while self.books.poll():
+            pass
         verdict = self.books.verdict()
         self._read_logs()
         unexplained = [repeat for repeat in verdict.repeats if not self.explained(*repeat)]
@@ -479,9 +492,12 @@ class Run:
               f"from the other side {crossed}, seen twice by a process with dedup {len(verdict.seen_twice)}; "
               f"unconfirmed and late {verdict.late}; connections lost {len(self._lost)}; "
               f"fences that waited in vain {self._in_vain}")
-        print(f"not promised: {len(verdict.reordered) - len(reordered)} out of order (groups that are not named, "
-              f"once publishing has gone back; the topic {plan.SCRATCH}), {verdict.forgiven} gone with a topic "
-              f"that was deleted")
+        spared = collections.Counter(group for group, *_ in set(verdict.reordered) - set(reordered))
+        print("not promised, and so not judged: " + "".join(
+            f"{count} out of order for {group}, " for group, count in sorted(spared.items())) +
+              f"{verdict.forgiven} gone with a topic that was deleted" + "".join(
+                  f"; {group} was not named when publishing went back"
+                  for group in self._unnamed if self._back))
         print("longest silences, without the times in which a broker was down: " + (", ".join(
             f"{who} {seconds:.1f} s until {end}" for who, seconds, end in silent[:5]) or "none"))
         if stood:
@@ -568,6 +584,7 @@ def main():
     if options.script_only:
         print(script, end="")
         return 0
+    take_precedence()
     pathlib.Path(options.folder).mkdir(parents=True, exist_ok=True)
     (pathlib.Path(options.folder) / "script.txt").write_text(str(script))
     try:
