@@ -468,6 +468,11 @@ private:
             if (!asked.queues) asked.queues = QueueState{};
             asked.queues->messages += proton::coerce<std::uint64_t>(said.at("size"));
             asked.queues->consumers += proton::coerce<std::uint64_t>(said.at("consumerCount"));
+            const auto size = proton::coerce<std::uint64_t>(said.at("size"));
+            const auto held = proton::coerce<std::uint64_t>(said.at("inflightCount"));
+            // They are not counted at one moment.
+            asked.queues->ready += size > held ? size - held : 0;
+            asked.queues->settled += proton::coerce<std::uint64_t>(said.at("dequeueCount"));
             if (asked.inquiry->question.all) return;
         }
         Finish(question, {.queue = asked.queues});
