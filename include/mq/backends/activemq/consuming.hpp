@@ -295,6 +295,8 @@ private:
     void Settle(Subscription& subscription);
     void EndLife(Subscription& subscription);
     void Retry(Subscription& subscription, const Failure& failure, bool refused);
+    void AskDeliveryLimit(const std::string& address);
+    void FinishDeliveryLimit();
     void Watch(Subscription& subscription, Clock::time_point now);
     void Mend(Subscription& subscription, StandstillWatch::Advice advice);
     void TellStandstill(Subscription& subscription);
@@ -325,6 +327,8 @@ private:
     std::set<Shared> subscriptions_ = {};
     std::unordered_map<std::string, Shared> by_link_ = {};
     GivenBack given_back_ = {};
+    bool limit_asked_ = false;  // once, by the first subscription there is
+    std::shared_ptr<Inquiry> asking_limit_ = {};
     std::optional<Clock::time_point> close_by_ = {};
 };
 
@@ -343,6 +347,7 @@ inline void ConsumingLoop::Turn(Clock::time_point now) {
     }
     for (const Command& command : commands) Do(command);
     for (auto& inquiry : inquiries) Ask(std::move(inquiry));
+    if (asking_limit_ != nullptr) FinishDeliveryLimit();
     if (!Up()) return;
     for (const Shared& subscription : subscriptions_) {
         if (subscription->stage == Stage::kIdle && !subscription->stopped &&
@@ -416,6 +421,34 @@ inline void ConsumingLoop::OnReceiverOpen(proton::receiver& receiver) {
         receiver.add_credit(static_cast<std::uint32_t>(subscription->what.prefetch));
     }
     SetState(*subscription, Phase::kActive, nullptr);
+    AskDeliveryLimit(subscription->source.address);
+}
+
+// Artemis counts a delivery for all that a lost connection had, begun with or not, and makes a dead
+// letter of what has as many as it allows.
+inline void ConsumingLoop::AskDeliveryLimit(const std::string& address) {
+    if (settings_->flavor != Flavor::kArtemis || std::exchange(limit_asked_, true)) return;
+    asking_limit_ = std::make_shared<Inquiry>(Question{.name = "broker",
+                                                       .kind = Question::Kind::kCall,
+                                                       .operation = "getAddressSettingsAsJSON",
+                                                       .arguments = TextArgument(address)},
+                                              Clock::now() + kLook);
+    Ask(asking_limit_);
+}
+
+inline void ConsumingLoop::FinishDeliveryLimit() {
+    const auto answer = asking_limit_->TryAnswer();
+    if (!answer) return;
+    asking_limit_ = nullptr;
+    const auto limit = answer->failure ? std::nullopt : ReadDeliveryLimit(answer->text);
+    if (!limit) return;
+    settings_->context.log(LogLevel::kWarning,
+                           settings_->broker +
+                               ": a message is set aside as a dead letter by the broker after " +
+                               std::to_string(*limit) +
+                               " deliveries (max-delivery-attempts), and each lost connection counts "
+                               "as one for what it had, "
+                               "handled or not: -1 leaves the counting to this library");
 }
 
 inline void ConsumingLoop::OnMessage(proton::delivery& delivery, proton::message& message) {

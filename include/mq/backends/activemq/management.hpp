@@ -85,6 +85,25 @@ inline std::optional<QueueState> ReadQueueList(std::string_view body, std::strin
     }
 }
 
+/// The arguments of an operation that takes one text.
+inline std::string TextArgument(const std::string& value) {
+    using mq::detail::Json;
+    return Json::array({value}).dump(-1, ' ', false, Json::error_handler_t::replace);
+}
+
+/// Reads the answer to getAddressSettingsAsJSON: after how many deliveries a message is a dead letter;
+/// nothing where there is no such limit, or the answer has none.
+inline std::optional<std::int64_t> ReadDeliveryLimit(std::string_view body) {
+    using mq::detail::Json;
+    const Json list = Json::parse(body, nullptr, false);
+    if (!list.is_array() || list.empty() || !list[0].is_string()) return std::nullopt;
+    const Json settings = Json::parse(list[0].get<std::string>(), nullptr, false);
+    if (!settings.is_object() || !settings.contains("maxDeliveryAttempts")) return std::nullopt;
+    const Json& limit = settings["maxDeliveryAttempts"];
+    if (!limit.is_number_integer() || limit.get<std::int64_t>() <= 0) return std::nullopt;
+    return limit.get<std::int64_t>();
+}
+
 /// A message as an operation lists it.
 struct ListedMessage {
     std::int64_t number = 0;  ///< In the order of arrival, among all messages of the broker.
