@@ -5,6 +5,7 @@
 #include <mq/backends/activemq.hpp>
 
 #include <chrono>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -64,4 +65,13 @@ TEST_CASE("ActiveMQ topology: an Artemis may name a group's queue in two ways", 
     CHECK(queue.SourceOf("billing").other_queue.empty());
     const Topology classic{*MakeDestination("orders"), Flavor::kClassic, {}};
     CHECK(classic.SourceOf("billing").other_queue.empty());
+}
+
+TEST_CASE("ActiveMQ management: a limit of deliveries is read where there is one", "[activemq]") {
+    using mq::activemq::ReadDeliveryLimit;
+    CHECK(ReadDeliveryLimit(R"(["{\"maxDeliveryAttempts\":10}"])") == 10);
+    CHECK(ReadDeliveryLimit(R"(["{\"maxDeliveryAttempts\":-1}"])") == std::nullopt);
+    CHECK(ReadDeliveryLimit(R"(["{}"])") == std::nullopt);
+    CHECK(ReadDeliveryLimit("nonsense") == std::nullopt);
+    CHECK(mq::activemq::TextArgument("a\"b") == R"(["a\"b"])");
 }

@@ -691,12 +691,13 @@ TEST_CASE("ActiveMQ: a Classic that answers no questions is left alone for a mom
           "[activemq]") {
     std::atomic<int> questions = 0;
     FakeBroker::Script script;
+    script.product = "ActiveMQ";
     script.on_published = [&](proton::delivery& delivery) {
         ++questions;
         delivery.accept();
     };
     FakeBroker broker{std::move(script)};
-    Connected client{"activemq" + broker.Url().substr(std::string_view{"artemis"}.size())};
+    Connected client{broker.Url("activemq")};
     REQUIRE(client.Send(Queue("a"), "m") == nullptr);
     const auto reason = [&] {
         return client.backend->CheckBacklog(*Queue("a"), "g", After(500ms)).reason;

@@ -10,6 +10,7 @@
 #include <mq/backends/activemq/links.hpp>
 #include <mq/backends/activemq/mailbox.hpp>
 #include <mq/backends/activemq/proton.hpp>
+#include <mq/backends/activemq/standstill.hpp>
 #include <mq/backends/activemq/topology.hpp>
 #include <mq/detail/backoff.hpp>
 #include <mq/detail/gate.hpp>
@@ -116,6 +117,10 @@ struct Subscription {
     Clock::time_point consuming_since = {};
     Clock::time_point retry_at = {};
     mq::detail::Backoff backoff{std::chrono::milliseconds{100}, std::chrono::seconds{10}};
+    StandstillWatch watch = {};
+    std::shared_ptr<Inquiry> asking = {};  ///< What the queue has; asked by the watch.
+    bool standstill_told = false;          ///< The state says that it stands still.
+    bool replacing = false;                ///< The link ends for another one to be made at once.
 };
 
 /// A received message, on its way up.
@@ -255,6 +260,13 @@ private:
 
     // How long the broker may take to answer that a link is to be made or ended.
     static constexpr std::chrono::seconds kPatience{30};
+    // How long it may take to say what a queue has.
+    static constexpr std::chrono::seconds kLook{5};
+
+    static bool IsWatched(const Subscription& subscription) {
+        return subscription.stage == Stage::kConsuming && !subscription.stopped &&
+               subscription.unsettled.empty();
+    }
 
     ConsumingLoop(std::shared_ptr<const Settings> settings, std::shared_ptr<ConsumingMailbox> mailbox)
         : IoLoop(std::move(settings), mailbox, "consume"), mailbox_(std::move(mailbox)) {}
@@ -283,6 +295,11 @@ private:
     void Settle(Subscription& subscription);
     void EndLife(Subscription& subscription);
     void Retry(Subscription& subscription, const Failure& failure, bool refused);
+    void AskDeliveryLimit(const std::string& address);
+    void FinishDeliveryLimit();
+    void Watch(Subscription& subscription, Clock::time_point now);
+    void Mend(Subscription& subscription, StandstillWatch::Advice advice);
+    void TellStandstill(Subscription& subscription);
     void SetState(Subscription& subscription, Phase phase, std::shared_ptr<const Error> error);
 
     template <typename Predicate>
@@ -310,6 +327,8 @@ private:
     std::set<Shared> subscriptions_ = {};
     std::unordered_map<std::string, Shared> by_link_ = {};
     GivenBack given_back_ = {};
+    bool limit_asked_ = false;  // once, by the first subscription there is
+    std::shared_ptr<Inquiry> asking_limit_ = {};
     std::optional<Clock::time_point> close_by_ = {};
 };
 
@@ -328,12 +347,14 @@ inline void ConsumingLoop::Turn(Clock::time_point now) {
     }
     for (const Command& command : commands) Do(command);
     for (auto& inquiry : inquiries) Ask(std::move(inquiry));
+    if (asking_limit_ != nullptr) FinishDeliveryLimit();
     if (!Up()) return;
     for (const Shared& subscription : subscriptions_) {
         if (subscription->stage == Stage::kIdle && !subscription->stopped &&
             now >= subscription->retry_at) {
             Open(subscription);
         }
+        Watch(*subscription, now);
         const bool asked =
             subscription->stage == Stage::kOpening || subscription->stage == Stage::kClosing;
         if (asked && now >= subscription->asked_at + kPatience) {
@@ -352,6 +373,8 @@ inline Clock::time_point ConsumingLoop::NextTurn() const {
             next = std::min(next, subscription->retry_at);
         } else if (subscription->stage == Stage::kOpening || subscription->stage == Stage::kClosing) {
             next = std::min(next, subscription->asked_at + kPatience);
+        } else if (IsWatched(*subscription)) {
+            next = std::min(next, subscription->watch.NextAt());
         }
     }
     return next;
@@ -393,15 +416,45 @@ inline void ConsumingLoop::OnReceiverOpen(proton::receiver& receiver) {
     if (subscription->stage != Stage::kOpening) return;
     subscription->stage = Stage::kConsuming;
     subscription->consuming_since = Clock::now();
+    subscription->watch.Replaced(Clock::now());
     if (!subscription->stopped) {
         receiver.add_credit(static_cast<std::uint32_t>(subscription->what.prefetch));
     }
     SetState(*subscription, Phase::kActive, nullptr);
+    AskDeliveryLimit(subscription->source.address);
+}
+
+// Artemis counts a delivery for all that a lost connection had, begun with or not, and makes a dead
+// letter of what has as many as it allows.
+inline void ConsumingLoop::AskDeliveryLimit(const std::string& address) {
+    if (settings_->flavor != Flavor::kArtemis || std::exchange(limit_asked_, true)) return;
+    asking_limit_ = std::make_shared<Inquiry>(Question{.name = "broker",
+                                                       .kind = Question::Kind::kCall,
+                                                       .operation = "getAddressSettingsAsJSON",
+                                                       .arguments = TextArgument(address)},
+                                              Clock::now() + kLook);
+    Ask(asking_limit_);
+}
+
+inline void ConsumingLoop::FinishDeliveryLimit() {
+    const auto answer = asking_limit_->TryAnswer();
+    if (!answer) return;
+    asking_limit_ = nullptr;
+    const auto limit = answer->failure ? std::nullopt : ReadDeliveryLimit(answer->text);
+    if (!limit) return;
+    settings_->context.log(LogLevel::kWarning,
+                           settings_->broker +
+                               ": a message is set aside as a dead letter by the broker after " +
+                               std::to_string(*limit) +
+                               " deliveries (max-delivery-attempts), and each lost connection counts "
+                               "as one for what it had, "
+                               "handled or not: -1 leaves the counting to this library");
 }
 
 inline void ConsumingLoop::OnMessage(proton::delivery& delivery, proton::message& message) {
     const Shared subscription = Find(delivery.receiver());
     if (subscription == nullptr || subscription->stage != Stage::kConsuming) return;
+    if (subscription->unsettled.empty()) subscription->watch.Progress(Clock::now());
     const std::uint64_t number = subscription->next_number++;
     auto inbound = std::make_unique<ReceivedMessage>(mailbox_, subscription->life, number);
     inbound->message.topic = subscription->what.destination->topic;
@@ -437,6 +490,7 @@ inline void ConsumingLoop::Settle(Subscription& subscription) {
         subscription.unsettled.erase(found);
     }
     if (!subscription.stopped) subscription.link.add_credit(static_cast<std::uint32_t>(settled.size()));
+    if (subscription.unsettled.empty()) subscription.watch.Progress(Clock::now());
 }
 
 // Asks for no more: what is left of the credit is taken back. What is on its way arrives unsettled, and
@@ -494,6 +548,10 @@ inline void ConsumingLoop::OnReceiverGone(proton::receiver& receiver,
     EndLife(*subscription);
     subscription->stage = Stage::kIdle;
     if (subscription->closing) return FinishClose(subscription);
+    if (std::exchange(subscription->replacing, false)) {
+        subscription->retry_at = {};
+        return;
+    }
     const Failure failure = why.value_or(
         Failure{ErrorCode::kUnavailable,
                 Wire().Where() + ": the broker has ended the link from " + subscription->source.address,
@@ -508,6 +566,7 @@ inline void ConsumingLoop::EndLife(Subscription& subscription) {
     by_link_.erase(subscription.name);
     for (const auto& [number, unsettled] : subscription.unsettled) given_back_.Add(unsettled.mark);
     subscription.unsettled.clear();
+    subscription.asking = nullptr;
     subscription.link = {};
     subscription.events.Pass([&] { subscription.receiver->OnStale(); });
 }
@@ -519,6 +578,59 @@ inline void ConsumingLoop::Retry(Subscription& subscription, const Failure& fail
                                                    " tries again");
     SetState(subscription, refused ? Phase::kRefused : Phase::kRetrying,
              std::make_shared<const Error>(failure.ToError()));
+}
+
+// Asks what the queue has where nothing comes, and acts on the answer.
+inline void ConsumingLoop::Watch(Subscription& subscription, Clock::time_point now) {
+    using Advice = StandstillWatch::Advice;
+    StandstillWatch& watch = subscription.watch;
+    if (IsWatched(subscription)) {
+        if (subscription.asking == nullptr) {
+            if (watch.Decide(now) != Advice::kAsk) return TellStandstill(subscription);
+            subscription.asking =
+                std::make_shared<Inquiry>(QuestionAbout(subscription.source), now + kLook);
+            Ask(subscription.asking);
+        }
+        if (const auto answer = subscription.asking->TryAnswer()) {
+            subscription.asking = nullptr;
+            if (answer->failure || !answer->queue) {
+                watch.Unanswered(now);
+            } else {
+                Mend(subscription, watch.Answer(*answer->queue, now));
+            }
+        }
+    }
+    TellStandstill(subscription);
+}
+
+inline void ConsumingLoop::Mend(Subscription& subscription, StandstillWatch::Advice advice) {
+    using Advice = StandstillWatch::Advice;
+    if (advice != Advice::kReplaceLink && advice != Advice::kReconnect) return;
+    const std::string what =
+        Wire().Where() + ": nothing comes of what the queue " + subscription.source.queue + " has";
+    if (advice == Advice::kReconnect) return Lose({ErrorCode::kUnavailable, what, {}});
+    settings_->context.log(LogLevel::kInfo, what + ": its link is made again");
+    subscription.replacing = true;
+    CloseLink(subscription);
+}
+
+// Where it has changed.
+inline void ConsumingLoop::TellStandstill(Subscription& subscription) {
+    const auto since = subscription.watch.Since();
+    if (subscription.standstill_told == since.has_value()) return;
+    subscription.standstill_told = since.has_value();
+    {
+        const std::lock_guard lock{subscription.mutex};
+        subscription.state.standstill.clear();
+        if (since) {
+            const auto age = std::chrono::floor<std::chrono::seconds>(Clock::now() - *since);
+            subscription.state.standstill =
+                settings_->broker + " has messages in the queue " + subscription.source.queue +
+                " and has sent none for " + std::to_string(age.count()) +
+                " s, although there is room for them; the link is made again";
+        }
+    }
+    subscription.events.Pass([&] { subscription.receiver->OnStateChange(); });
 }
 
 inline void ConsumingLoop::SetState(Subscription& subscription, Phase phase,
@@ -547,6 +659,7 @@ inline void ConsumingLoop::OnDown(const Failure& failure) {
             subscription->stage != Stage::kIdle && subscription->stage != Stage::kClosed;
         if (had_link) EndLife(*subscription);
         subscription->stage = Stage::kIdle;
+        subscription->replacing = false;
         if (subscription->closing) {
             FinishClose(subscription);
         } else {

@@ -33,7 +33,7 @@ namespace mq::activemq::detail {
 struct Question {
     enum class Kind : unsigned char {
         kCounts,  ///< What one queue has, or with `all` all queues that Topology::AllQueues names.
-        kCall,    ///< Artemis: the operation `operation` of the resource `name`, with no arguments.
+        kCall,    ///< Artemis: the operation `operation` of the resource `name`.
         kMark,    ///< A position that is no lower than that of any message the broker has by then.
         kBrowse,  ///< Classic: whether a queue has a message that the selector `operation` selects.
     };
@@ -41,6 +41,7 @@ struct Question {
     bool all = false;
     Kind kind = Kind::kCounts;
     std::string operation = {};
+    std::string arguments = "[]";  ///< Of kCall: a list of JSON.
     std::string other_name = {};  ///< Of kCounts: what is asked about where there is none of that name.
 };
 
@@ -327,7 +328,7 @@ private:
             case Kind::kCounts:
                 return AskArtemis(number, "broker", "listQueues",
                                   QueueListArguments(question.Name(), ByOf(asked)));
-            case Kind::kCall: return AskArtemis(number, asked.name, asked.operation, "[]");
+            case Kind::kCall: return AskArtemis(number, asked.name, asked.operation, asked.arguments);
             case Kind::kMark:
                 return AskArtemis(number, "queue." + reply_to_, "listDeliveringMessagesAsJSON", "[]");
             case Kind::kBrowse: return;  // is not asked of Artemis
@@ -468,6 +469,11 @@ private:
             if (!asked.queues) asked.queues = QueueState{};
             asked.queues->messages += proton::coerce<std::uint64_t>(said.at("size"));
             asked.queues->consumers += proton::coerce<std::uint64_t>(said.at("consumerCount"));
+            const auto size = proton::coerce<std::uint64_t>(said.at("size"));
+            const auto held = proton::coerce<std::uint64_t>(said.at("inflightCount"));
+            // They are not counted at one moment.
+            asked.queues->ready += size > held ? size - held : 0;
+            asked.queues->settled += proton::coerce<std::uint64_t>(said.at("dequeueCount"));
             if (asked.inquiry->question.all) return;
         }
         Finish(question, {.queue = asked.queues});

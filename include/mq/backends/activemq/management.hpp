@@ -19,6 +19,8 @@ struct QueueState {
     std::string name = {};        ///< Of the one queue that was asked for. Artemis alone.
     std::uint64_t messages = 0;   ///< Ready, delivered and not settled, or waiting for a retry.
     std::uint64_t consumers = 0;  ///< Of the whole group.
+    std::uint64_t ready = 0;      ///< Of the messages: those that nobody was given.
+    std::uint64_t settled = 0;    ///< How many ever were, since the broker's start or before.
     std::uint64_t scheduled = 0;  ///< Of the messages: those that wait for a time. Artemis alone.
 };
 
@@ -47,6 +49,18 @@ inline std::uint64_t CountIn(const mq::detail::Json& row, const char* field) {
     return value.is_string() ? std::stoull(value.get<std::string>()) : value.get<std::uint64_t>();
 }
 
+// What not every version tells.
+inline void AddDetails(const mq::detail::Json& row, QueueState& state) {
+    if (!row.contains("deliveringCount") || !row.contains("scheduledCount")) return;
+    const std::uint64_t messages = CountIn(row, "messageCount");
+    const std::uint64_t scheduled = CountIn(row, "scheduledCount");
+    const std::uint64_t held = scheduled + CountIn(row, "deliveringCount");
+    state.scheduled += scheduled;
+    // They are not counted at one moment.
+    state.ready += messages > held ? messages - held : 0;
+    if (row.contains("messagesAcked")) state.settled += CountIn(row, "messagesAcked");
+}
+
 }  // namespace detail
 
 /// Reads the answer to listQueues: what it says of the queue of that name, or of all queues of that
@@ -63,13 +77,31 @@ inline std::optional<QueueState> ReadQueueList(std::string_view body, std::strin
             if (!state) state = QueueState{.name = row.value("name", "")};
             state->messages += detail::CountIn(row, "messageCount");
             state->consumers += detail::CountIn(row, "consumerCount");
-            if (row.contains("scheduledCount"))
-                state->scheduled += detail::CountIn(row, "scheduledCount");
+            detail::AddDetails(row, *state);
         }
         return state;
     } catch (const Json::exception& error) {
         throw std::invalid_argument(std::string{"not an answer of listQueues: "} + error.what());
     }
+}
+
+/// The arguments of an operation that takes one text.
+inline std::string TextArgument(const std::string& value) {
+    using mq::detail::Json;
+    return Json::array({value}).dump(-1, ' ', false, Json::error_handler_t::replace);
+}
+
+/// Reads the answer to getAddressSettingsAsJSON: after how many deliveries a message is a dead letter;
+/// nothing where there is no such limit, or the answer has none.
+inline std::optional<std::int64_t> ReadDeliveryLimit(std::string_view body) {
+    using mq::detail::Json;
+    const Json list = Json::parse(body, nullptr, false);
+    if (!list.is_array() || list.empty() || !list[0].is_string()) return std::nullopt;
+    const Json settings = Json::parse(list[0].get<std::string>(), nullptr, false);
+    if (!settings.is_object() || !settings.contains("maxDeliveryAttempts")) return std::nullopt;
+    const Json& limit = settings["maxDeliveryAttempts"];
+    if (!limit.is_number_integer() || limit.get<std::int64_t>() <= 0) return std::nullopt;
+    return limit.get<std::int64_t>();
 }
 
 /// A message as an operation lists it.
