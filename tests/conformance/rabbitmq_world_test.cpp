@@ -364,7 +364,40 @@ private:
     const std::string url_;
 };
 
+std::string ManagementUrl() {
+    std::ifstream file{std::filesystem::path{*mq::test::FromEnvironment("MQ_TEST_RABBITMQ_DIR")} /
+                       "management"};
+    std::string url;
+    REQUIRE(std::getline(file, url));
+    return url;
+}
+
+/// Declares a queue, and waits until the management knows what policies say of it.
+void AwaitPolicy(const std::string& url, const std::string& management, const std::string& queue,
+                 const Options& arguments) {
+    NativeClient{url}.DeclareQueue(queue, arguments);
+    const auto asked = mq::rabbitmq::MakeHttpManagement(
+        {.broker = "RabbitMQ", .url = mq::ParseUrl(management), .user = "guest", .password = "guest"});
+    REQUIRE(Eventually(
+        [&] { return !asked->PolicyOf("/", queue, mq::backend::Clock::now() + 10s).empty(); }));
+}
+
 }  // namespace
+
+TEST_CASE("RabbitMQ: a policy that loses messages is said where the management can be asked",
+          "[rabbitmq]") {
+    const std::string url = BrokerUrl();
+    if (url.empty()) return;
+    const std::string management = ManagementUrl();
+    const Destination destination = Fresh();
+    const std::string queue = destination->address + ".g";
+    const Policy policy{management, queue, R"({"max-length": 1000})"};
+    AwaitPolicy(url, management, queue, {});
+    Connected client{url, {{"management", management}}};
+    const auto consumer =
+        client.SubscribeActive(destination, "g", std::make_shared<RecordingReceiver>());
+    CHECK(client.log.WaitForLine("x-max-length = 1000"));
+}
 
 TEST_CASE("RabbitMQ: a delivery limit drops nothing that no handler has begun with", "[rabbitmq]") {
     const std::string url = BrokerUrl();
@@ -380,20 +413,11 @@ TEST_CASE("RabbitMQ: a delivery limit that a policy sets is known where the mana
           "[rabbitmq]") {
     const std::string url = BrokerUrl();
     if (url.empty()) return;
-    std::ifstream file{std::filesystem::path{*mq::test::FromEnvironment("MQ_TEST_RABBITMQ_DIR")} /
-                       "management"};
-    std::string management;
-    REQUIRE(std::getline(file, management));
+    const std::string management = ManagementUrl();
     const Destination destination = Fresh();
-    NativeClient native{url};
-    native.DeclareQueue(destination->address + ".g", {{"x-queue-type", "quorum"}});
-    const Policy policy{management, destination->address + ".g", R"({"delivery-limit": 3})"};
-    const auto asked = mq::rabbitmq::MakeHttpManagement(
-        {.broker = "RabbitMQ", .url = mq::ParseUrl(management), .user = "guest", .password = "guest"});
-    REQUIRE(Eventually([&] {
-        return !asked->PolicyOf("/", destination->address + ".g", mq::backend::Clock::now() + 10s)
-                    .empty();
-    }));
+    const std::string queue = destination->address + ".g";
+    const Policy policy{management, queue, R"({"delivery-limit": 3})"};
+    AwaitPolicy(url, management, queue, {{"x-queue-type", "quorum"}});
     CheckLives(url, destination, {{"management", management}}, "returned 3 times");
 }
 
