@@ -421,6 +421,28 @@ TEST_CASE("RabbitMQ: a delivery limit that a policy sets is known where the mana
     CheckLives(url, destination, {{"management", management}}, "returned 3 times");
 }
 
+TEST_CASE("RabbitMQ: from 4.0 on a quorum queue that says nothing has the broker's own delivery limit",
+          "[rabbitmq]") {
+    const std::string url = BrokerUrl();
+    if (url.empty()) return;
+    // What the broker says of its version, with another number in front.
+    const Relay relay{mq::ParseUrl(url).hosts[0].port, [](std::string& piece, std::string&) {
+                          const auto at = piece.find(
+                              "\x07"
+                              "versionS");
+                          if (at != std::string::npos) piece.at(at + 8 + 1 + 4) = '4';
+                      }};
+    const Destination destination = Fresh();
+    NativeClient{url}.DeclareQueue(destination->address + ".g", {{"x-queue-type", "quorum"}});
+    Connected client{With(url, HostOf(url), relay.Host())};
+    const auto receiver = std::make_shared<RecordingReceiver>(Receive::kHold);
+    const auto consumer = client.SubscribeActive(destination, "g", receiver, 100);
+    CHECK(client.log.WaitForLine("the default of RabbitMQ 4"));
+    for (int i = 0; i < 25; ++i) REQUIRE(client.Send(destination, "m") == nullptr);
+    REQUIRE(receiver->WaitForHeld(20));
+    CHECK(receiver->MostHeld() == 20);
+}
+
 // It lasts as long as the silence after which something is taken to stand still.
 TEST_CASE("RabbitMQ: a consumer and a publisher that stand still are mended within the stated bound",
           "[rabbitmq]") {
