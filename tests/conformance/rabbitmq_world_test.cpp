@@ -364,7 +364,40 @@ private:
     const std::string url_;
 };
 
+std::string ManagementUrl() {
+    std::ifstream file{std::filesystem::path{*mq::test::FromEnvironment("MQ_TEST_RABBITMQ_DIR")} /
+                       "management"};
+    std::string url;
+    REQUIRE(std::getline(file, url));
+    return url;
+}
+
+/// Declares a queue, and waits until the management knows what policies say of it.
+void AwaitPolicy(const std::string& url, const std::string& management, const std::string& queue,
+                 const Options& arguments) {
+    NativeClient{url}.DeclareQueue(queue, arguments);
+    const auto asked = mq::rabbitmq::MakeHttpManagement(
+        {.broker = "RabbitMQ", .url = mq::ParseUrl(management), .user = "guest", .password = "guest"});
+    REQUIRE(Eventually(
+        [&] { return !asked->PolicyOf("/", queue, mq::backend::Clock::now() + 10s).empty(); }));
+}
+
 }  // namespace
+
+TEST_CASE("RabbitMQ: a policy that loses messages is said where the management can be asked",
+          "[rabbitmq]") {
+    const std::string url = BrokerUrl();
+    if (url.empty()) return;
+    const std::string management = ManagementUrl();
+    const Destination destination = Fresh();
+    const std::string queue = destination->address + ".g";
+    const Policy policy{management, queue, R"({"max-length": 1000})"};
+    AwaitPolicy(url, management, queue, {});
+    Connected client{url, {{"management", management}}};
+    const auto consumer =
+        client.SubscribeActive(destination, "g", std::make_shared<RecordingReceiver>());
+    CHECK(client.log.WaitForLine("x-max-length = 1000"));
+}
 
 TEST_CASE("RabbitMQ: a delivery limit drops nothing that no handler has begun with", "[rabbitmq]") {
     const std::string url = BrokerUrl();
@@ -380,21 +413,34 @@ TEST_CASE("RabbitMQ: a delivery limit that a policy sets is known where the mana
           "[rabbitmq]") {
     const std::string url = BrokerUrl();
     if (url.empty()) return;
-    std::ifstream file{std::filesystem::path{*mq::test::FromEnvironment("MQ_TEST_RABBITMQ_DIR")} /
-                       "management"};
-    std::string management;
-    REQUIRE(std::getline(file, management));
+    const std::string management = ManagementUrl();
     const Destination destination = Fresh();
-    NativeClient native{url};
-    native.DeclareQueue(destination->address + ".g", {{"x-queue-type", "quorum"}});
-    const Policy policy{management, destination->address + ".g", R"({"delivery-limit": 3})"};
-    const auto asked = mq::rabbitmq::MakeHttpManagement(
-        {.broker = "RabbitMQ", .url = mq::ParseUrl(management), .user = "guest", .password = "guest"});
-    REQUIRE(Eventually([&] {
-        return !asked->PolicyOf("/", destination->address + ".g", mq::backend::Clock::now() + 10s)
-                    .empty();
-    }));
+    const std::string queue = destination->address + ".g";
+    const Policy policy{management, queue, R"({"delivery-limit": 3})"};
+    AwaitPolicy(url, management, queue, {{"x-queue-type", "quorum"}});
     CheckLives(url, destination, {{"management", management}}, "returned 3 times");
+}
+
+TEST_CASE("RabbitMQ: from 4.0 on a quorum queue that says nothing has the broker's own delivery limit",
+          "[rabbitmq]") {
+    const std::string url = BrokerUrl();
+    if (url.empty()) return;
+    // What the broker says of its version, with another number in front.
+    const Relay relay{mq::ParseUrl(url).hosts[0].port, [](std::string& piece, std::string&) {
+                          const auto at = piece.find(
+                              "\x07"
+                              "versionS");
+                          if (at != std::string::npos) piece.at(at + 8 + 1 + 4) = '4';
+                      }};
+    const Destination destination = Fresh();
+    NativeClient{url}.DeclareQueue(destination->address + ".g", {{"x-queue-type", "quorum"}});
+    Connected client{With(url, HostOf(url), relay.Host())};
+    const auto receiver = std::make_shared<RecordingReceiver>(Receive::kHold);
+    const auto consumer = client.SubscribeActive(destination, "g", receiver, 100);
+    CHECK(client.log.WaitForLine("the default of RabbitMQ 4"));
+    for (int i = 0; i < 25; ++i) REQUIRE(client.Send(destination, "m") == nullptr);
+    REQUIRE(receiver->WaitForHeld(20));
+    CHECK(receiver->MostHeld() == 20);
 }
 
 // It lasts as long as the silence after which something is taken to stand still.

@@ -12,6 +12,17 @@
 /// group that names it shares it. What exists is used as it is; what is missing is declared, durable,
 /// unless the option declare is false.
 ///
+/// **Looked after.** What is declared is looked at again: for a consumer every 10 seconds, for what is
+/// published to every 10 seconds while it is in use, and before a message where the last look is 20
+/// seconds old. What another program has deleted or unbound meanwhile is made again, or sends fail;
+/// what was confirmed in between, a group has missed whose queue or binding was gone.
+///
+/// **Refused, and said.** A stream is refused (kUnsupported): it keeps no place for a group. Of a
+/// quorum queue with a delivery limit at most so many messages are held, since a connection that ends
+/// returns them and each return counts. A queue that drops messages by its arguments, or by a policy
+/// where the management can be asked, is said when it is consumed. A message that cannot be read
+/// (headers of more than 16 MiB) sets its own subscription aside, for 1 to 16 minutes between attempts.
+///
 /// **Outcomes.** A message that no queue takes is kUnroutable. basic.nack is kRefused with an unknown
 /// outcome: one of several queues may have taken the message. A channel that the broker closes is
 /// opened again, and what was in flight is repeated one by one, so that the message over which it was

@@ -179,7 +179,7 @@ struct Subscription {
     unsigned mended = 0;      ///< Standstills in turn.
     unsigned unreadable = 0;  ///< Connections in turn that one of its messages has broken.
     bool warned_of_limit = false;
-    bool warned_of_losses = false;
+    std::set<std::string> losses_said = {};
     std::string logged = {};
     mq::detail::Backoff backoff{std::chrono::milliseconds{100}, std::chrono::seconds{10}};
 };
@@ -345,6 +345,7 @@ private:
     void OnSetUp(const Shared& subscription, const SetupResult& result);
     void OnPolicy(const Command& command);
     void OpenChannel(const Shared& subscription, const SetupResult& result);
+    void WarnOfLosses(Subscription& subscription, const QueueArguments& arguments);
     void NoteArguments(Subscription& subscription, const SetupResult& result);
     void Refuse(const Shared& subscription);
     void Care(Clock::time_point now);
@@ -603,11 +604,11 @@ inline void ConsumingLoop::Open(const Shared& subscription) {
                [this, subscription](const SetupResult& result) { OnSetUp(subscription, result); });
 }
 
-// Only a quorum queue counts returns, and a policy may say how many it takes: that is worth the wait
-// for the management, where there is one.
+// A policy may say what the queue itself does not. Only a quorum queue counts returns, and for that the
+// answer is waited for.
 inline void ConsumingLoop::OnSetUp(const Shared& subscription, const SetupResult& result) {
-    const bool counts = !result.failure && result.arguments && result.arguments->IsOfType("quorum");
-    if (!counts || !Up() || subscription->stage != Subscription::Stage::kSettingUp) {
+    const bool known = !result.failure && result.arguments;
+    if (!known || !Up() || subscription->stage != Subscription::Stage::kSettingUp) {
         return OpenChannel(subscription, result);
     }
     subscription->found = result;
@@ -619,7 +620,7 @@ inline void ConsumingLoop::OnSetUp(const Shared& subscription, const SetupResult
                     {Command::Kind::kPolicy, subscription, std::move(policy), inquiry});
             });
         });
-    if (!asked) OpenChannel(subscription, result);
+    if (!asked || !result.arguments->IsOfType("quorum")) OpenChannel(subscription, result);
 }
 
 inline void ConsumingLoop::OnPolicy(const Command& command) {
@@ -627,7 +628,10 @@ inline void ConsumingLoop::OnPolicy(const Command& command) {
     if (command.inquiry != subscription.inquiry || !subscription.found.arguments) return;
     SetupResult result = std::exchange(subscription.found, {});
     result.arguments->Add(command.policy);
-    OpenChannel(command.subscription, result);
+    WarnOfLosses(subscription, *result.arguments);
+    if (subscription.stage == Subscription::Stage::kSettingUp) {
+        OpenChannel(command.subscription, result);
+    }
 }
 
 inline void ConsumingLoop::OpenChannel(const Shared& subscription, const SetupResult& result) {
@@ -665,6 +669,14 @@ inline void ConsumingLoop::OpenChannel(const Shared& subscription, const SetupRe
     SendConsume(*subscription);
 }
 
+inline void ConsumingLoop::WarnOfLosses(Subscription& subscription, const QueueArguments& arguments) {
+    for (const std::string& loss : arguments.Losses()) {
+        if (!subscription.losses_said.insert(loss).second) continue;
+        Log(LogLevel::kWarning,
+            "the queue " + subscription.queue + " does not keep all that is confirmed: " + loss);
+    }
+}
+
 // What follows from what the queue was declared with.
 inline void ConsumingLoop::NoteArguments(Subscription& subscription, const SetupResult& result) {
     subscription.may_be_stream = !result.arguments;
@@ -677,12 +689,7 @@ inline void ConsumingLoop::NoteArguments(Subscription& subscription, const Setup
                 " is not known to have a single active consumer, so that members of the group " +
                 subscription.what.group + " may overtake each other: " + why);
     }
-    if (result.arguments && !std::exchange(subscription.warned_of_losses, true)) {
-        for (const std::string& loss : result.arguments->Losses()) {
-            Log(LogLevel::kWarning,
-                "the queue " + subscription.queue + " does not keep all that is confirmed: " + loss);
-        }
-    }
+    if (result.arguments) WarnOfLosses(subscription, *result.arguments);
     constexpr std::size_t kMost = UINT16_MAX;
     subscription.prefetch = std::min(subscription.what.prefetch, kMost);
     // One after the other: what breaks the connection then takes no other message with it.

@@ -49,7 +49,8 @@ struct Options {
     std::size_t max_message_size = std::size_t{16} << 20u;
     /// How often each end shows that it lives. A connection is given up after two of them in silence.
     std::chrono::seconds heartbeat{10};
-    /// The longest time for connecting to one host: TCP, TLS and login each.
+    /// The longest time for connecting to one host: TCP with the lookup of its name and all its
+    /// addresses, TLS, and login each.
     std::chrono::milliseconds connect_timeout = std::chrono::seconds{10};
     /// Whether an amqps:// broker must show a certificate for its host name that tls.ca vouches for.
     bool tls_verify = true;

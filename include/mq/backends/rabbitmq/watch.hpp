@@ -6,6 +6,7 @@
 
 #include <mq/backend.hpp>
 
+#include <algorithm>
 #include <chrono>
 #include <cstdint>
 #include <optional>
@@ -32,6 +33,12 @@ public:
     }
 
     [[nodiscard]] bool LookIsDue(Clock::time_point now) const {
+        // The look that decides comes as soon as it can; an answer takes a moment.
+        constexpr std::chrono::seconds kAnswer{2};
+        if (suspect_since_) {
+            return now >= std::max({quiet_since_ + kPatience, *suspect_since_ + kLookEvery,
+                                    looked_at_ + kAnswer});
+        }
         return now - quiet_since_ >= kLookEvery && now - looked_at_ >= kLookEvery;
     }
 
