@@ -66,6 +66,14 @@ bool IsEmpty(const UniqueFunction<Signature>& callable) {
 
 /// A client of the brokers in its config. Thread-safe, but for its destructor. It connects to a broker
 /// when a topic first needs it.
+///
+/// It may be a static object, and a handler, a callback or a log sink of it may end the program with
+/// exit(3): it closes then, in a handler or a callback, without waiting for that one.
+///
+/// It belongs to the process that has made it. In the child of a fork(2), every call fails at once with
+/// ErrorCode::kClosed (Flush returns false), Close and the destructor return at once, and the parent's
+/// connections stay as they are; the child makes a client of its own. A child that returns from the
+/// handler or callback that has forked ends there, with exit status 0.
 class Client {
 public:
     /// How long the destructor waits for sends and handlers.
@@ -82,7 +90,7 @@ public:
     /// Close with the default deadline. On a handler or a callback of this very client, which Close
     /// would wait for, it does not block: the client then closes in the background as soon as that has
     /// returned, and what ClientOptions gave it stays in use until then. The program's end waits for
-    /// it. No other handler or callback may use the client at that time.
+    /// it, for 10 seconds at most. No other handler or callback may use the client at that time.
     ~Client() { detail::ClientCore::End(core_); }
 
     /// Sends a message and returns when the broker has confirmed it. Blocks for the config's
@@ -196,8 +204,10 @@ public:
     /// flight, and fails what is not confirmed by then. Calls that send, subscribe or change something
     /// fail with ErrorCode::kClosed from then on. Blocks for `timeout`; for handlers and callbacks that
     /// run longer; and where a step of a migration is under way, for the time that a broker takes to
-    /// answer it, which is a few seconds at most. Idempotent: where the client is being closed already,
-    /// waits for that, for `timeout` at most.
+    /// answer it, which is a few seconds at most. A handler that it waits for after `timeout` is named
+    /// in the log. What does not come back from the client library of a broker is waited for until 10
+    /// seconds after `timeout`; it stays behind then, and the log says so. Idempotent: where the client
+    /// is being closed already, waits for that, for `timeout` at most.
     /// @throws Error where a handler or a callback of this client calls it, which it would wait for.
     void Close(std::chrono::milliseconds timeout = kDefaultTimeout) {
         detail::ClientCore::Close(core_, timeout);

@@ -338,3 +338,45 @@ TEST_CASE("the longest and the shortest timeouts are what they say") {
     client.Close(milliseconds::max());
     CHECK(sends.Confirmed().size() == 2);
 }
+
+TEST_CASE("a client whose adapter never comes back ends all the same, and says so") {
+    Life life;
+    mq::test::RecordingLog log;
+    mq::test::RegisterProbe();
+    const std::string name = mq::test::UniqueId("probe");
+    Probe& probe = Probe::Of(name);
+    Config config;
+    config.brokers["only"].url = "probe://" + name;
+    config.topics["orders"].broker = "only";
+    auto client = std::make_unique<Client>(config, life.Options(log));
+    Subscription subscription = client->RecvMsg("orders", [](const Message&) {});
+    client->Close(milliseconds{0});
+    CHECK(log.WaitForLine("the client ends without a subscription", milliseconds{0}));
+    client.reset();
+    // What was left behind goes when it comes back at last, and nobody hears of it.
+    const std::size_t lines = log.Lines().size();
+    probe.close_consumer.Open();
+    subscription.Close();
+    CHECK(life.WaitForEnd());
+    CHECK(log.Lines().size() == lines);
+}
+
+TEST_CASE("the end of a client names the handler that it waits for") {
+    Bench bench;
+    auto client = std::make_unique<Client>(bench.config, mq::ClientOptions{.log = bench.log.Sink()});
+    Gate inside;
+    Gate release;
+    Subscription subscription = client->RecvMsg("orders", [&](const Message&) {
+        inside.Open();
+        release.Wait();
+    });
+    client->SendMsg("orders", "b");
+    REQUIRE(inside.Wait());
+    std::thread owner{[&] {
+        client->Close(milliseconds{20});
+        client.reset();
+    }};
+    CHECK(bench.log.WaitForLine("a handler of topic orders, group billing has not returned"));
+    release.Open();
+    owner.join();
+}

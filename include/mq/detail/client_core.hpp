@@ -670,18 +670,26 @@ private:
                                     ", which has not come back in time; its thread is left behind");
     }
 
+    // After the listeners were taken.
     void SayWhoRuns() const {
-        for (const migration::Topic* const topic : Topics()) {
-            for (const std::string& name : topic->HandlersThatRun()) {
-                log_(LogLevel::kWarning,
-                     "a handler of " + name + " has not returned; the end of the client waits for it");
-            }
+        std::vector<std::shared_ptr<migration::Listener>> taken;
+        {
+            const std::lock_guard lock{config_mutex_};
+            taken = taken_;
+        }
+        for (const auto& listener : taken) {
+            runtime::Dispatcher& dispatcher = listener->dispatcher();
+            if (dispatcher.WaitHandlers(backend::Clock::now())) continue;
+            log_(LogLevel::kWarning, "a handler of " + dispatcher.name() +
+                                         " has not returned; the end of the client waits for it");
         }
     }
 
     void EndClosing() {
+        std::vector<std::shared_ptr<migration::Listener>> taken;  // destroyed behind the lock
         const std::lock_guard lock{config_mutex_};
         closing_ = Closing::kDone;
+        taken.swap(taken_);
         closed_.notify_all();
     }
 
@@ -693,11 +701,15 @@ private:
         watcher.swap(watcher_);
     }
 
-    static void CloseListeners(const std::vector<migration::Topic*>& topics,
-                               backend::Clock::time_point deadline) {
+    void CloseListeners(const std::vector<migration::Topic*>& topics,
+                        backend::Clock::time_point deadline) {
         std::vector<std::shared_ptr<migration::Listener>> listeners;
         for (migration::Topic* const topic : topics) {
             for (auto& listener : topic->TakeListeners()) listeners.push_back(std::move(listener));
+        }
+        {
+            const std::lock_guard lock{config_mutex_};
+            taken_ = listeners;
         }
         // All stop before the first is waited for, so that the waits run side by side.
         for (const auto& listener : listeners) {
@@ -752,7 +764,7 @@ private:
     Signal signal_;
     runtime::WorkerPool pool_;
 
-    // Guards running_, links_, topics_, tables_, closing_ and closer_; serialises Reload.
+    // Guards running_, links_, topics_, tables_, closing_, taken_ and closer_; serialises Reload.
     mutable std::mutex config_mutex_;
     Config running_;  // what was applied last
     std::map<std::string, std::unique_ptr<runtime::BrokerLink>> links_;
@@ -764,7 +776,8 @@ private:
     migration::Walker walker_{signal_};
 
     Closing closing_ = Closing::kNot;
-    std::thread::id closer_;  // who closes; none until it has begun
+    std::vector<std::shared_ptr<migration::Listener>> taken_;  // that are being closed
+    std::thread::id closer_;                                   // who closes; none until it has begun
     std::condition_variable closed_;
 
     std::mutex follow_mutex_;  // serialises Follow

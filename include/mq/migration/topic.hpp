@@ -198,18 +198,6 @@ public:
         return listeners_;
     }
 
-    /// The subscriptions of which a handler runs at present, for a log line.
-    [[nodiscard]] std::vector<std::string> HandlersThatRun() const {
-        std::vector<std::string> names;
-        const std::lock_guard lock{mutex_};
-        for (const auto& listener : listeners_) {
-            if (!listener->dispatcher().WaitHandlers(Clock::now())) {
-                names.push_back("topic " + name_ + ", group " + listener->group());
-            }
-        }
-        return names;
-    }
-
     /// Sends fail from now on.
     void Shut() { router_.Shut(); }
 

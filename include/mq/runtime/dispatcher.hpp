@@ -95,6 +95,8 @@ public:
           options_(std::move(options)),
           handler_(std::make_unique<Handler>(std::move(handler))) {}
 
+    [[nodiscard]] const std::string& name() const noexcept { return options_.name; }
+
     /// Takes a message in. True where it is held.
     bool Offer(Side side, std::unique_ptr<backend::Inbound> inbound) noexcept {
         auto item = std::make_unique<Item>(shared_from_this(), side, std::move(inbound));
