@@ -96,8 +96,11 @@ struct TopicStatus {
     std::string topic = {};
     Policy policy = Policy::kOld;  ///< What the config, or SetPolicy, asks for.
     Policy stage = Policy::kOld;   ///< Where this client is.
-    std::string waiting_for = {};  ///< What the next rung waits for, as a sentence; empty for nothing.
-    /// The kind of what `waiting_for` says; kNothing where that is empty.
+    /// What is waited for, in words; empty for nothing. First what the next rung waits for, or what is
+    /// the matter with a subscription; then, each behind a semicolon, every fence that holds messages:
+    /// how many, of which group and side, since when, and what for.
+    std::string waiting_for = {};
+    /// The kind of what `waiting_for` says first; kNothing where that is empty.
     WaitingCode waiting_code = WaitingCode::kNothing;
     /// What stands still at present. Each is in the log as well, once, when it is noticed.
     std::vector<Standstill> standstills = {};

@@ -12,7 +12,6 @@
 #include <atomic>
 #include <chrono>
 #include <cstddef>
-#include <mutex>
 #include <string>
 #include <utility>
 #include <vector>
@@ -179,7 +178,7 @@ TEST_CASE("Handlers that send on for ever do not keep publishing where it is", "
     service.client->SendMsg(kTopic, MakeMessage("from outside", "other"));
     CHECK(Clock::now() - begin < kPrompt);
     REQUIRE(service.Reaches(Policy::kDualSubscribe));
-    CHECK(service.log->WaitForLine("publishing goes back without waiting for handlers, which send on"));
+    CHECK(service.log->WaitForLine("publishing goes back without waiting for handlers that send on"));
     const std::size_t there = handled.Bodies().size();
     REQUIRE(handled.WaitForCount(there + 20));
     over = true;
@@ -307,6 +306,24 @@ TEST_CASE("Groups that change to and fro leave no publisher behind each time", "
         outlet.Warm();
     }
     CHECK(outlet.kept() == 2);
+}
+
+TEST_CASE("A way to a broker that rests has the next send noticed, and no further one", "[topic]") {
+    ScriptedScene brokers{Order::kNone, kForEver};
+    RecordingLog log;
+    const mq::runtime::Shared shared{.log = log.Sink()};
+    mq::detail::Signal signal;
+    mq::detail::Wake wake{signal};
+    mq::runtime::BrokerLink link{"legacy", {.url = brokers.scene.old_url}, shared};
+    mq::runtime::Outlet outlet{link, MakeDestination("orders"), wake};
+    wake.Take();
+    outlet.Enter();
+    CHECK_FALSE(wake.Take());
+    outlet.Rest();
+    outlet.Enter();
+    CHECK(wake.Take());
+    outlet.Enter();
+    CHECK_FALSE(wake.Take());
 }
 
 }  // namespace

@@ -10,8 +10,6 @@
 #include <chrono>
 #include <cstddef>
 #include <map>
-#include <mutex>
-#include <set>
 #include <stdexcept>
 #include <string>
 #include <vector>

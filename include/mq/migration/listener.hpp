@@ -236,7 +236,7 @@ private:
     // What a subscription may take to leave its brokers when it was closed by its own handler.
     static constexpr std::chrono::seconds kSelfClose{5};
     // How much longer than its own deadline a closer waits for others that leave a side.
-    static constexpr std::chrono::seconds kOthers{5};
+    static constexpr std::chrono::seconds kOthers{1};
 
     // False where it has begun before.
     bool BeginClosing() noexcept {

@@ -24,7 +24,6 @@
 #include <mq/policy.hpp>
 #include <mq/status.hpp>
 
-#include <algorithm>
 #include <chrono>
 #include <map>
 #include <optional>

@@ -90,10 +90,10 @@ private:
     struct Move {
         Side to = Side::kOld;
         Clock::time_point since = {};
-        std::uint64_t sent = 0;                              // when it was looked at last, ever
-        int rounds = 0;                                      // looks by which more had been sent
-        std::optional<Clock::time_point> confirmed_at = {};  // all of `sent`
-        bool closed = false;                                 // nothing passes
+        std::uint64_t sent = 0;   // ever, at the last look; also what gives up in the middle
+        std::uint64_t ended = 0;  // of these
+        int rounds = 0;           // looks by which more had been sent
+        std::optional<Clock::time_point> confirmed_at = {};  // all that had ended
         std::string unproved = {};  // why it goes on though not all is handled; empty: it does not
     };
 
@@ -351,7 +351,7 @@ private:
         runtime::Outlet& before = topic_.outlet(Other(side));
         before.Watch(true);
         topic_.HoldPublishing(back);
-        move_ = {.to = side, .since = Clock::now(), .sent = before.Published(), .closed = !back};
+        move_ = {.to = side, .since = Clock::now(), .sent = before.Published()};
         backoff_.Reset();
     }
 
@@ -360,33 +360,33 @@ private:
     // were, and it is tried again.
     Verdict LeavesNothing(const View& view, runtime::Outlet& before) {
         if (!GoesBack(view, move_->to)) return AllConfirmed(before);
-        // Sends of handlers pass, and begin it anew. What they have sent is read first: all of that has
-        // ended where nothing is in flight behind it.
+        // Sends of handlers pass, and begin it anew: with each that has ended since the last look.
+        // Those are counted before it is seen that nothing is in flight, so that none is missed.
         const std::uint64_t sent = before.Published();
-        if (std::exchange(move_->sent, sent) != sent) {
-            move_->confirmed_at.reset();
-            ++move_->rounds;
-        }
+        if (std::exchange(move_->sent, sent) < sent) ++move_->rounds;
+        const std::uint64_t ended = before.Finished();
+        if (std::exchange(move_->ended, ended) != ended) move_->confirmed_at.reset();
         Verdict waits = AllConfirmed(before);
         if (waits.passed) {
             if (!move_->unproved.empty()) return GoesUnproved();
             if (!move_->confirmed_at) move_->confirmed_at = Clock::now();
             waits = HandledBefore(view, Other(move_->to), *move_->confirmed_at);
-            if (waits.passed && ClosesBehind(before, sent)) {
+            if (waits.passed && ClosesBehind(before, ended)) {
                 leaves_nothing_ = true;
                 return waits;
             }
-            if (waits.passed)
+            if (waits.passed) {
                 waits = SendOn(before);
-            else if (GoesBackUnproved(view))
+            } else if (GoesBackUnproved(view)) {
                 return GoUnproved(before, waits.waiting_for);
+            }
         }
         if (!move_->unproved.empty()) return waits;
         if (move_->rounds >= kRounds) {
             // Handlers go on sending because of what they handle: it never ends, and they are what the
             // messages follow. Fences on the other side keep the order.
             if (WantedFor(Patience(view) + kFollow, view)) {
-                return GoUnproved(before, "waiting for handlers, which send on,");
+                return GoUnproved(before, "waiting for handlers that send on");
             }
             hold_again_at_ = Clock::now() + kHoldAgain;
             GoOnPublishing();
@@ -410,11 +410,10 @@ private:
             "handlers that send on when they handle what is on " + before.link().name());
     }
 
-    // Lets no send pass any more. False where one has passed since `sent` had been sent: they pass
-    // again.
-    bool ClosesBehind(const runtime::Outlet& before, std::uint64_t sent) {
+    // Lets no send pass any more. False where one has passed since `ended` had: they pass again.
+    bool ClosesBehind(const runtime::Outlet& before, std::uint64_t ended) {
         topic_.HoldPublishing(false);
-        if (before.Published() == sent && before.InFlight() == 0) return true;
+        if (before.InFlight() == 0 && before.Finished() == ended) return true;
         topic_.HoldPublishing(true);
         return false;
     }

@@ -224,6 +224,8 @@ public:
     [[nodiscard]] std::uint64_t Published() const noexcept { return entered_.load(); }
     [[nodiscard]] std::uint64_t Confirmed() const noexcept { return confirmed_.load(); }
     [[nodiscard]] std::uint64_t Failed() const noexcept { return failed_.load(); }
+    /// All that have ended, well or not. Behind InFlight() == 0: none is missing.
+    [[nodiscard]] std::uint64_t Finished() const noexcept { return Confirmed() + Failed(); }
 
 private:
     backend::Publisher& MakePublisher() {
