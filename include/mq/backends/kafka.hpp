@@ -31,6 +31,16 @@
 /// for librdkafka looks only now and then, after a second at the latest, whether a full queue has room
 /// again: with 1024, 3.5 MB a second were seen for one topic, and with the default some 60.
 ///
+/// **The end.** Closing is bounded by its deadline and a second or two, the destructor by 15 seconds,
+/// whatever librdkafka does. A handle that it has not ended 5 seconds after that was asked for, or a
+/// thread that it does not give back, is left to itself, with a line of the log, until it ends or the
+/// process does; the end of the process waits 2 seconds for all of them.
+///
+/// **Positions** that go back, because a log was lost or a topic made anew, are committed like others.
+/// Those of a group that has left are remembered while the client lives, for 1024 pairs of group and
+/// topic, and are written to the broker again when it has forgotten them, which it does after
+/// offsets.retention.minutes without a member: a week by default.
+///
 /// **Redelivered** is known only where this client has received the offset before for the group, or the
 /// sender has marked the message: Kafka itself keeps no such mark.
 #pragma once
