@@ -44,6 +44,16 @@
 /// topic whose backlog is that long takes so much: 8 of them up to 128 MiB, 500 up to 8 GiB. For many
 /// such topics set consumer.queued.max.messages.kbytes lower.
 ///
+/// **The end.** Closing is bounded by its deadline and a second or two, the destructor by 15 seconds,
+/// whatever librdkafka does. A handle that it has not ended 5 seconds after that was asked for, or a
+/// thread that it does not give back, is left to itself, with a line of the log, until it ends or the
+/// process does; the end of the process waits 2 seconds for all of them.
+///
+/// **Positions** that go back, because a log was lost or a topic made anew, are committed like others.
+/// Those of a group that has left are remembered while the client lives, for 1024 pairs of group and
+/// topic, and are written to the broker again when it has forgotten them, which it does after
+/// offsets.retention.minutes without a member: a week by default.
+///
 /// **Redelivered** is known only where this client has received the offset before for the group, or the
 /// sender has marked the message: Kafka itself keeps no such mark.
 #pragma once
