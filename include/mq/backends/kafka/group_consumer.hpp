@@ -428,15 +428,16 @@ private:
 
     // While the group shares its partitions out, librdkafka postpones a subscription. One that comes
     // into effect during the end trips an assertion there (rd_kafka_cgrp_destroy_final, seen with
-    // 2.0.2); unsubscribing forgets it.
-    void DropPostponed() {
-        if (handle_ == nullptr || rd_kafka_consumer_closed(handle_->get()) != 0) return;
+    // 2.0.2); unsubscribing forgets it. False where the library does not answer.
+    bool DropPostponed() {
+        if (handle_ == nullptr || rd_kafka_consumer_closed(handle_->get()) != 0) return true;
         if (!pulse_.Answers(handle_->get(), kPulse)) {
             joining_ = true;  // nor could it be destroyed
-            return;
+            return false;
         }
         static_cast<void>(rd_kafka_unsubscribe(handle_->get()));
         joining_ = IsJoining();
+        return true;
     }
 
     // Between the answer to its first JoinGroup and its first assignment a cooperative consumer must
@@ -1380,8 +1381,7 @@ private:
     void LeaveGroup() {
         const Owned<rd_kafka_queue_t> queue{rd_kafka_queue_new(handle_->get())};
         rd_kafka_queue_cb_event_enable(main_queue_.get(), nullptr, nullptr);
-        DropPostponed();
-        if (!pulse_.Answers(handle_->get(), milliseconds{0})) return;
+        if (!DropPostponed()) return;
         const Owned<rd_kafka_error_t> error{rd_kafka_consumer_close_queue(handle_->get(), queue.get())};
         if (error != nullptr) return;
         while (rd_kafka_consumer_closed(handle_->get()) == 0 && Clock::now() < closing_by_) {
