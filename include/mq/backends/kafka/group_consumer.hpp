@@ -1048,7 +1048,7 @@ private:
     /// Asks where those end that have been quiet for a while, and who has the partitions of a topic of
     /// which this member has none.
     void Look(Clock::time_point now) {
-        if (now < look_at_) return;
+        if (now < next_look_) return;
         Question question;
         question.stable = std::exchange(ask_stable_, false);
         for (const auto& [topic, lane] : lanes_) {
@@ -1059,7 +1059,7 @@ private:
         }
         question.members = !question.topics.empty();
         if (question.places.empty() && !question.members) return;
-        if (Ask(std::move(question))) look_at_ = now + DeliveryWatch::kAskAgain;
+        if (Ask(std::move(question))) next_look_ = now + DeliveryWatch::kAskAgain;
     }
 
     bool Ask(Question question) {
@@ -1136,7 +1136,7 @@ private:
         if (sure) return Mend();
         // The end may lie behind a transaction that is open.
         ask_stable_ = true;
-        look_at_ = {};
+        next_look_ = {};
     }
 
     /// As a position for DeliveryWatch::Answer beside an end of 1: none where some partition is
@@ -1473,7 +1473,7 @@ private:
     mq::detail::Backoff fenced_pause_{milliseconds{15'000}, milliseconds{600'000}};
     Clock::time_point come_back_at_ = {};
     Clock::time_point watch_at_ = {};
-    Clock::time_point look_at_ = {};
+    Clock::time_point next_look_ = {};
     bool ask_stable_ = false;
     Clock::time_point doubt_at_ = Clock::time_point::max();  // whether partitions are begun with
     mq::detail::Backoff unbegun_pause_{milliseconds{500}, milliseconds{5000}};
