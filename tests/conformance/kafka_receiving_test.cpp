@@ -289,6 +289,7 @@ TEST_CASE("Kafka: a member joins a group that shares out its partitions otherwis
     const Raw member{url,
                      RD_KAFKA_CONSUMER,
                      {{"group.id", group},
+                      {"heartbeat.interval.ms", "200"},
                       {"partition.assignment.strategy", theirs},
                       {"auto.offset.reset", "earliest"}}};
     member.Receive(destination->address);

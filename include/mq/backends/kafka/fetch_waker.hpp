@@ -3,8 +3,8 @@
 #pragma once
 
 #include <mq/backends/kafka/native.hpp>
+#include <mq/detail/option_text.hpp>
 
-#include <algorithm>
 #include <array>
 #include <cstddef>
 #include <cstdint>

@@ -491,15 +491,16 @@ private:
 
     // While the group shares its partitions out, librdkafka postpones a subscription. One that comes
     // into effect during the end trips an assertion there (rd_kafka_cgrp_destroy_final, seen with
-    // 2.0.2); unsubscribing forgets it.
-    void DropPostponed() {
-        if (handle_ == nullptr || rd_kafka_consumer_closed(handle_->get()) != 0) return;
+    // 2.0.2); unsubscribing forgets it. False where the library does not answer.
+    bool DropPostponed() {
+        if (handle_ == nullptr || rd_kafka_consumer_closed(handle_->get()) != 0) return true;
         if (!pulse_.Answers(handle_->get(), kPulse)) {
             joining_ = true;  // nor could it be destroyed
-            return;
+            return false;
         }
         static_cast<void>(rd_kafka_unsubscribe(handle_->get()));
         joining_ = IsJoining();
+        return true;
     }
 
     // Between the answer to its first JoinGroup and its first assignment a cooperative consumer must
@@ -1125,7 +1126,7 @@ private:
     /// Asks where those end that have been quiet for a while, and who has the partitions of a topic of
     /// which this member has none.
     void Look(Clock::time_point now) {
-        if (now < asks_at_) return;
+        if (now < next_look_) return;
         Question question;
         question.stable = std::exchange(ask_stable_, false);
         for (const auto& [topic, lane] : lanes_) {
@@ -1136,7 +1137,7 @@ private:
         }
         question.members = !question.topics.empty();
         if (question.places.empty() && !question.members) return;
-        if (Ask(std::move(question))) asks_at_ = now + DeliveryWatch::kAskAgain;
+        if (Ask(std::move(question))) next_look_ = now + DeliveryWatch::kAskAgain;
     }
 
     bool Ask(Question question) {
@@ -1213,7 +1214,7 @@ private:
         if (sure) return Mend();
         // The end may lie behind a transaction that is open.
         ask_stable_ = true;
-        asks_at_ = {};
+        next_look_ = {};
     }
 
     /// As a position for DeliveryWatch::Answer beside an end of 1: none where some partition is
@@ -1580,8 +1581,7 @@ private:
     void LeaveGroup() {
         const Owned<rd_kafka_queue_t> queue{rd_kafka_queue_new(handle_->get())};
         rd_kafka_queue_cb_event_enable(main_queue_.get(), nullptr, nullptr);
-        DropPostponed();
-        if (!pulse_.Answers(handle_->get(), milliseconds{0})) return;
+        if (!DropPostponed()) return;
         const Owned<rd_kafka_error_t> error{rd_kafka_consumer_close_queue(handle_->get(), queue.get())};
         if (error != nullptr) return;
         // The revocation is served in any case, also where the calls before have taken all the time:
@@ -1677,7 +1677,7 @@ private:
     mq::detail::Backoff fenced_pause_{milliseconds{15'000}, milliseconds{600'000}};
     Clock::time_point come_back_at_ = {};
     Clock::time_point watch_at_ = {};
-    Clock::time_point asks_at_ = {};
+    Clock::time_point next_look_ = {};
     bool ask_stable_ = false;
     Clock::time_point doubt_at_ = Clock::time_point::max();  // whether partitions are begun with
     mq::detail::Backoff unbegun_pause_{milliseconds{500}, milliseconds{5000}};
