@@ -221,11 +221,16 @@ TEST_CASE("a program ends, wherever it is ended and whatever its clients are at"
 
 TEST_CASE("ends: OpenSSL used after a static client is made", "[.]") {
     static Client client{MemoryConfig()};
+    using Initialise = int (*)(unsigned long long options, const void* settings);
     using AtExit = int (*)(void (*)());
-    void* const found = ::dlsym(RTLD_DEFAULT, "OPENSSL_atexit");
-    if (found == nullptr) std::exit(kOwnCode);  // no OpenSSL, no trouble
+    void* const initialise = ::dlsym(RTLD_DEFAULT, "OPENSSL_init_crypto");
+    void* const at_exit = ::dlsym(RTLD_DEFAULT, "OPENSSL_atexit");
+    if (initialise == nullptr || at_exit == nullptr) std::exit(kOwnCode);  // no OpenSSL, no trouble
+    constexpr unsigned long long kSomething = 2;  // OPENSSL_INIT_LOAD_CRYPTO_STRINGS
+    // As the first TLS connection does.
+    reinterpret_cast<Initialise>(initialise)(kSomething, nullptr);
     // Called when OpenSSL frees what a TLS connection needs.
-    reinterpret_cast<AtExit>(found)([] { ::_exit(4); });
+    reinterpret_cast<AtExit>(at_exit)([] { ::_exit(4); });
     std::exit(kOwnCode);
 }
 
