@@ -2,16 +2,16 @@
 /// What stands still: what should go on and does not, for no reason of its own. The definition stands
 /// here; walk.hpp looks, and StandstillWatch judges.
 ///
-/// | what | progress is | is due while |
-/// |---|---|---|
-/// | subscription | the broker delivers to it | its adapter says that messages do not come which could;
-/// or it is attached and not active | | handlers | one returns, or a message is settled | a message has
-/// others of its key wait for it, or all handlers are busy and more waits | | fence | less is left on
-/// the other side, or is known to be settled; something from there is handled here | it holds
-/// something, and does not wait for the quiet period alone | | publisher | a send ends, well or not | a
-/// send is in flight | | held sends | they go on | publishing moves | | walk | the rung waits for
-/// something else; less is left; something is handled here | the rung waits for a broker's answer, a
-/// drain, or what groups handle |
+/// - **A subscription** that is not active is to become so; one to which its adapter says that nothing
+///   comes is to be delivered to.
+/// - **A handler** is to return, or settle, while others of its key wait behind its message, or all
+///   handlers are busy and more messages wait.
+/// - **A fence** that holds something is to see less on the other side, or more of it settled, or
+///   something from there handled here; the quiet period alone is no reason.
+/// - **A publisher** with sends in flight is to see one end, well or not.
+/// - **Held sends** are to go on, for publishing has moved or not.
+/// - **A walk** that waits for a broker's answer, a drain, or for what groups handle, is to wait for
+///   something else, or less, or see something handled here.
 ///
 /// Silence for kSilence is a standstill; a subscription's adapter judges by itself. A topic with
 /// something of that kind is looked at each kLook at the least, so that a standstill is noticed within

@@ -631,6 +631,7 @@ private:
         const bool subscribed = view.attached[static_cast<std::size_t>(other)];
         if (!subscribed && !view.config.guard) return OpenFence(listener, side, here, here);
         const auto in_hand = InHand(view, listener->group(), other);
+        const runtime::Intake before = dispatcher.Counts(other);
         const Drain drain =
             subscribed ? AskDrained(other, listener->group()) : Ask(other, listener->group());
         const auto followed = Follow(in_hand, other, drain);
@@ -644,7 +645,7 @@ private:
              .drain = drain,
              .there = dispatcher.Counts(other),
              .in_hand = followed.size(),
-             .waits_for_newer = WaitsForNewer(*listener, side, drain),
+             .waits_for_newer = WaitsForNewer(*listener, side, drain, before),
              .quiet = view.config.quiet,
              .patience = Patience(view)});
         entry->second.waits_for = drain.verdict;
@@ -810,12 +811,16 @@ private:
     }
 
     // Whether all that is left on the other side is held here, behind a fence of its own that waits for
-    // this one, and producers that were seen on both sides show that it came later.
-    bool WaitsForNewer(const Listener& listener, Side side, const Drain& drain) const {
+    // this one, and producers that were seen on both sides show that it came later. It was held from
+    // before the question, and still is: what came meanwhile must not stand in for an older message
+    // that another member has.
+    bool WaitsForNewer(const Listener& listener, Side side, const Drain& drain,
+                       const runtime::Intake& before) const {
         const Side other = Other(side);
         if (!drain.left || !listener.FenceOn(other)) return false;
         const runtime::Intake there = listener.dispatcher().Counts(other);
-        if (*drain.left > there.held || there.outstanding > there.held) return false;
+        const bool kept = there.held - before.held == there.received - before.received;
+        if (!kept || *drain.left > before.held || there.outstanding > there.held) return false;
         const auto went_to = topic_.producers().WentTo();
         return went_to[static_cast<std::size_t>(other)] && !went_to[static_cast<std::size_t>(side)];
     }
