@@ -232,6 +232,25 @@ TEST_CASE(
         member.brokers.legacy.SetBacklog(Drained());
         CHECK(member.handled.WaitBegun(3));
     }
+    SECTION("one is settled, and another one arrives") {
+        member.brokers.legacy.Deliver("0", {}, "p");
+        REQUIRE(member.handled.WaitBegun(1));
+        member.brokers.legacy.OnBacklog([&](Clock::time_point) {
+            if (asked_about.exchange(true)) return AllThatIsLeft(2);
+            member.handled.Open();
+            member.handled.WaitDone(1);
+            CHECK(Eventually([&] { return !member.brokers.legacy.settled().empty(); }));
+            member.handled.Shut();
+            member.brokers.legacy.Deliver("1", {}, "q");
+            return AllThatIsLeft(1);  // one that is elsewhere, between the two
+        });
+        member.brokers.next.Deliver("2", kOne, "r");
+        REQUIRE(member.handled.WaitBegun(2));
+        REQUIRE(member.AsksAgain());
+        CHECK(member.handled.Begun() == Bodies{"0", "1"});
+        member.brokers.legacy.SetBacklog(Drained());
+        CHECK(member.handled.WaitBegun(3));
+    }
     SECTION("it is settled") {
         member.brokers.legacy.Deliver("0", {}, "p");
         REQUIRE(member.handled.WaitBegun(1));

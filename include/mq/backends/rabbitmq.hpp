@@ -258,13 +258,13 @@ inline backend::Backlog BacklogOf(const Inquiry::Answer& answer, const std::stri
                           " does not know its consumers, and so perhaps not its messages"};
     }
     const std::uint64_t left = answer.ready + answer.own_unsettled;
-    return {.answer = left > 0 ? Answer::kNotDrained : Answer::kDrained,
-            .messages = left,
-            .reason = broker +
-                      ": AMQP does not tell what members elsewhere hold unsettled of the queue " +
-                      queue,
-            // Of several members one alone is given messages: the one that has some.
-            .complete = answer.single_consumer && answer.own_unsettled > 0};
+    return {
+        .answer = left > 0 ? Answer::kNotDrained : Answer::kDrained,
+        .messages = left,
+        .reason =
+            broker + ": AMQP does not tell what members elsewhere hold unsettled of the queue " + queue,
+        // Of several members one alone is given messages: the one that has some.
+        .complete = answer.single_consumer && answer.own_unsettled > 0};
 }
 
 }  // namespace detail
