@@ -1,6 +1,7 @@
 /// @file kafka_receiving_test.cpp
 /// The Kafka adapter's receiving side: members of a group beside each other, and what stands still.
 #include "../support/catch.hpp"
+#include "../support/kafka_calls.hpp"
 #include "../support/kafka_fixture.hpp"
 
 #include <dlfcn.h>
@@ -27,6 +28,10 @@ std::atomic<rd_kafka_t*> silent{nullptr};
 // How often that was called with what would have waited for it for ever.
 std::atomic<int> lost_calls{0};
 
+void CountLost(const rd_kafka_t* rk) {
+    if (rk == silent.load()) ++lost_calls;
+}
+
 template <typename Function>
 Function* RealOne(Function* /*mine*/, const char* name) {
     return reinterpret_cast<Function*>(dlsym(RTLD_NEXT, name));
@@ -38,12 +43,6 @@ Function* RealOne(Function* /*mine*/, const char* name) {
 extern "C" rd_kafka_resp_err_t rd_kafka_poll_set_consumer(rd_kafka_t* rk) {
     static const auto real = RealOne(&rd_kafka_poll_set_consumer, "rd_kafka_poll_set_consumer");
     last_consumer.store(rk);
-    return real(rk);
-}
-
-extern "C" rd_kafka_resp_err_t rd_kafka_unsubscribe(rd_kafka_t* rk) {
-    static const auto real = RealOne(&rd_kafka_unsubscribe, "rd_kafka_unsubscribe");
-    if (rk == silent.load()) ++lost_calls;
     return real(rk);
 }
 
@@ -238,6 +237,7 @@ TEST_CASE("Kafka: a consumer whose library does not answer is given up and repla
     mock.CreateTopic(destination->address, 1);
     const auto receiver = std::make_shared<RecordingReceiver>();
     const auto consumer = client.SubscribeActive(destination, Group(), receiver);
+    before_unsubscribe = &CountLost;
     silent = last_consumer.load();
     REQUIRE(Eventually([&] { return !consumer->State().standstill.empty(); }));
     CHECK(Has(consumer->State().standstill, "librdkafka has not answered"));

@@ -2,6 +2,7 @@
 /// What the end of a client does where librdkafka never returns. Two of its functions are stood in for
 /// here, for the whole program: they do what they always do, unless a test holds them.
 #include "../support/catch.hpp"
+#include "../support/kafka_calls.hpp"
 #include "../support/kafka_fixture.hpp"
 #include <mq/detail/abandoned.hpp>
 
@@ -75,6 +76,7 @@ Function* Real(const char* name) {
 extern "C" {
 
 rd_kafka_resp_err_t rd_kafka_unsubscribe(rd_kafka_t* rk) {
+    if (const auto tell = mq::test::kafka::before_unsubscribe.load()) tell(rk);
     Unsubscribing().Pass();
     return Real<decltype(rd_kafka_unsubscribe)>("rd_kafka_unsubscribe")(rk);
 }
