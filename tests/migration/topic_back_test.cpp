@@ -84,7 +84,6 @@ TEST_CASE("What a handler sends on the way back is confirmed and handled before 
     SendLog sends;
     Gate sent_on;
     std::atomic<int> asked{0};
-    std::atomic<bool> unproved{false};
     Service service{brokers.scene, Policy::kNewPublish};
     service.subscription =
         service.client->RecvMsg(kTopic,

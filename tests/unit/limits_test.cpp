@@ -42,7 +42,7 @@ TEST_CASE("What one broker keeps and the other drops is named", "[limits]") {
     const std::vector<std::string> differences = Differences(from, to);
     REQUIRE(differences.size() == 3);
     CHECK(differences[0] ==
-          "the age of a message that is kept, handled or not: legacy allows any, next 7d at most");
+          "the age of a message that is kept, handled or not: legacy allows any, next 168h at most");
     CHECK(differences[1].find("legacy allows any, next 1048576 bytes at most") != std::string::npos);
     CHECK(differences[2].find("next drops a message once a later one has the same key") !=
           std::string::npos);
