@@ -111,7 +111,7 @@ inline std::string DescribeChange(const Config& before, const Config& after) {
         if (known == before.topics.end()) {
             parts.push_back("topic " + name + ": new");
         } else if (std::string change = DescribeChange(known->second, topic); !change.empty()) {
-            parts.push_back("topic " + name + ": " + change);
+            parts.push_back(("topic " + name + ": ").append(change));
         }
     }
     for (const auto& [name, topic] : before.topics) {

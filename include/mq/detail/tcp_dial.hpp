@@ -114,8 +114,8 @@ struct SharedLookup {
 inline int MillisecondsUntil(std::chrono::steady_clock::time_point deadline) {
     const auto left =
         std::chrono::ceil<std::chrono::milliseconds>(deadline - std::chrono::steady_clock::now());
-    return static_cast<int>(
-        std::clamp<std::chrono::milliseconds::rep>(left.count(), 0, 24 * 60 * 60 * 1000));
+    constexpr std::chrono::milliseconds kMost = std::chrono::hours{24};
+    return static_cast<int>(std::clamp(left, std::chrono::milliseconds{0}, kMost).count());
 }
 
 /// Waits for one of the descriptors. Returns false at the deadline.

@@ -309,9 +309,9 @@ private:
         const auto ask = [&](runtime::BrokerLink& link, Side its) -> NamedLimits {
             const auto begin = Clock::now();
             if (link.IsSilent(begin)) return {link.name(), link.Get().GetLimits()};
-            auto limits = link.Get().AskLimits(*topic_.destination(its), begin + kGuardTimeout);
+            const auto limits = link.Get().AskLimits(*topic_.destination(its), begin + kGuardTimeout);
             NoteUnanswered(link, begin);
-            return {link.name(), std::move(limits)};
+            return {link.name(), limits};
         };
         for (const std::string& difference : Differences(ask(from, Other(side)), ask(to, side))) {
             topic_.Log(LogLevel::kWarning, "its two brokers differ in " + difference);
@@ -910,19 +910,20 @@ private:
             const runtime::Dispatcher& dispatcher = listener->dispatcher();
             const std::string group = GroupInWords(listener->group());
             for (const runtime::Blocking& each : dispatcher.Blockers()) {
-                const std::string waiting =
-                    std::to_string(each.waiting) + " messages of its key wait behind it";
-                seen.push_back(
-                    {.what =
-                         "message " + NameOf(*listener, each.side) + ' ' + std::to_string(each.arrival),
-                     .side = each.side,
-                     .group = listener->group(),
-                     .text = "message " + each.id + " from " + topic_.link(each.side).name() +
-                             (each.attempts == 0
-                                  ? ": a slow handler of " + group + " has not settled it, and "
-                                  : ": the handler of " + group + " has failed " +
-                                        std::to_string(each.attempts) + " times, and ") +
-                             waiting});
+                std::string text = "message " + each.id + " from " + topic_.link(each.side).name();
+                if (each.attempts == 0) {
+                    text.append(": a slow handler of ").append(group).append(" has not settled it");
+                } else {
+                    text.append(": the handler of ").append(group).append(" has failed ");
+                    text.append(std::to_string(each.attempts)).append(" times");
+                }
+                text.append(", and ").append(std::to_string(each.waiting));
+                text.append(" messages of its key wait behind it");
+                seen.push_back({.what = "message " + NameOf(*listener, each.side) + ' ' +
+                                        std::to_string(each.arrival),
+                                .side = each.side,
+                                .group = listener->group(),
+                                .text = std::move(text)});
             }
             if (const std::size_t waiting = dispatcher.WaitingForHandlers(); waiting > 0) {
                 const auto handled =

@@ -897,7 +897,7 @@ private:
             } else {
                 std::string reason = text != nullptr ? text : rd_kafka_err2str(code);
                 if (code == RD_KAFKA_RESP_ERR_INVALID_REPLICATION_FACTOR) {
-                    reason = Replication(handle) + reason;
+                    reason.insert(0, Replication(handle));
                 }
                 results[topic] = {std::make_shared<Error>(
                     MakeError(*broker_, "creating topic '" + topic + "'", code, std::move(reason)))};
