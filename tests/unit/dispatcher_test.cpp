@@ -708,6 +708,10 @@ TEST_CASE("in hand is what came while it is tracked, until it is settled or take
     }
     bench.ledger.stale = false;
     bench.dispatcher->SetHold(Side::kOld, false);
+    // What the box has is given back while the ledgers are there.
+    bench.dispatcher->Stop();
+    REQUIRE(bench.dispatcher->WaitHandlers(After()));
+    static_cast<void>(box.Take());
 }
 
 TEST_CASE("what is followed has its end told, and the wake raised") {

@@ -576,10 +576,11 @@ private:
     /// In one's turn.
     bool AwaitUnanswered(const Handle& handle, Clock::time_point deadline) {
         if (unanswered_.handle.get() == &handle) {
+            const auto missing = unanswered_.asked + kMissing;
             const Owned<rd_kafka_event_t> late{
-                rd_kafka_queue_poll(unanswered_.queue.get(), RemainingMs(deadline))};
+                rd_kafka_queue_poll(unanswered_.queue.get(), RemainingMs(std::min(deadline, missing)))};
             if (late == nullptr) {
-                if (Clock::now() - unanswered_.asked < kMissing) return false;
+                if (Clock::now() < missing) return false;
                 const std::lock_guard lock{mutex_};
                 handle_ = nullptr;
             }
