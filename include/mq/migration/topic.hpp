@@ -323,6 +323,8 @@ public:
         if (rung == stage_) return false;
         if (PublishSide(rung) != PublishSide(stage_)) moves_ = NextMoves(moves_, leaves_nothing);
         stage_ = rung;
+        waiting_for_.clear();  // that was the rung before
+        waiting_code_ = WaitingCode::kNothing;
         failover_ = false;  // until it is seen who listens at this rung
         held_ = false;
         PointTo(rung);
