@@ -11,11 +11,13 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <array>
 #include <chrono>
 #include <csignal>
 #include <cstdlib>
 #include <string>
+#include <utility>
 #include <vector>
 
 namespace mq::test {
@@ -36,17 +38,23 @@ inline std::string AwaitChild(pid_t child, std::chrono::milliseconds patience = 
 /// Runs the hidden test case of that name in a process of its own, and says how that has ended; as
 /// AwaitChild does.
 inline std::string RunInChild(const std::string& test, std::chrono::milliseconds patience = kPatience) {
+    // ThreadSanitizer by itself ends a process that has threads and forks; and what the other threads
+    // of a parent own is a leak in its child, says LeakSanitizer.
+    const std::array<std::pair<std::string, std::string>, 2> added{
+        {{"TSAN_OPTIONS=", "die_after_fork=0"}, {"ASAN_OPTIONS=", "detect_leaks=0"}}};
     std::vector<std::string> environment;
+    for (const auto& [name, value] : added) {
+        const char* const set = std::getenv(name.substr(0, name.size() - 1).c_str());
+        environment.push_back(name + (set != nullptr ? std::string{set} + ":" : "") + value);
+    }
     for (char** entry = environ; *entry != nullptr; ++entry) {
         const std::string variable{*entry};
-        // The tally is the parent's. ThreadSanitizer by itself ends a process that has threads and
-        // forks.
-        if (variable.starts_with("MQ_TEST_TALLY=") || variable.starts_with("TSAN_OPTIONS=")) continue;
-        environment.push_back(variable);
+        const bool again = std::any_of(added.begin(), added.end(), [&](const auto& each) {
+            return variable.starts_with(each.first);
+        });
+        // The tally is the parent's.
+        if (!again && !variable.starts_with("MQ_TEST_TALLY=")) environment.push_back(variable);
     }
-    const char* const tsan = std::getenv("TSAN_OPTIONS");
-    environment.push_back(std::string{"TSAN_OPTIONS="} + (tsan != nullptr ? tsan : "") +
-                          " die_after_fork=0");
     std::vector<char*> pointers;
     for (std::string& variable : environment) pointers.push_back(variable.data());
     pointers.push_back(nullptr);
