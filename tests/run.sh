@@ -1,9 +1,8 @@
 #!/usr/bin/env bash
 # Builds and runs mq's tests, on real brokers that it starts itself.
 #
-#   tests/run.sh                  unit, conformance and migration: whether it works here, on one build,
-#                                 within a quarter of an hour on two processors
-#   tests/run.sh all              every part: what a change has to pass, in some three quarters of an hour
+#   tests/run.sh                  unit, conformance and migration: whether it works here, on one build
+#   tests/run.sh all              every part: what a change has to pass
 #   tests/run.sh unit             what needs no broker
 #   tests/run.sh PART...          any of: unit conformance migration restart interop asan tsan clang
 #                                 lint packaging model bench torture
