@@ -38,10 +38,11 @@ inline std::string AwaitChild(pid_t child, std::chrono::milliseconds patience = 
 /// Runs the hidden test case of that name in a process of its own, and says how that has ended; as
 /// AwaitChild does.
 inline std::string RunInChild(const std::string& test, std::chrono::milliseconds patience = kPatience) {
-    // ThreadSanitizer by itself ends a process that has threads and forks; and what the other threads
-    // of a parent own is a leak in its child, says LeakSanitizer.
+    // ThreadSanitizer by itself ends a process that has threads and forks, and takes for a race what
+    // the end of a process does beside its threads; LeakSanitizer takes for a leak what the other
+    // threads of a parent own in its child.
     const std::array<std::pair<std::string, std::string>, 2> added{
-        {{"TSAN_OPTIONS=", "die_after_fork=0"}, {"ASAN_OPTIONS=", "detect_leaks=0"}}};
+        {{"TSAN_OPTIONS=", "die_after_fork=0:report_bugs=0"}, {"ASAN_OPTIONS=", "detect_leaks=0"}}};
     std::vector<std::string> environment;
     for (const auto& [name, value] : added) {
         const char* const set = std::getenv(name.substr(0, name.size() - 1).c_str());
