@@ -321,7 +321,7 @@ TEST_CASE("Kafka: of two consumers with one group.instance.id, the first gives w
     if (url.empty()) return;
     const auto destination = Fresh();
     const std::string group = Group();
-    const Options options{{"group.instance.id", "us"}, {"session.timeout.ms", "6000"}};
+    const Options options{{"group.instance.id", "us"}, {"session.timeout.ms", "15000"}};
     Client first{url, options};
     Client second{url, options};
     first.Send(destination, 20);
@@ -340,8 +340,7 @@ TEST_CASE("Kafka: of two consumers with one group.instance.id, the first gives w
     first.Send(destination, 20);
     REQUIRE(other->WaitForMessages(20));
     // Longer than it waited at first, and it has not come back: nobody was driven out once more.
-    CHECK(Stays([&] { return newer->State().phase == Phase::kActive; }, 14s));
-    CHECK(consumer->State().phase == Phase::kRefused);
+    CHECK(Stays([&] { return consumer->State().phase == Phase::kRefused; }, 14s));
     CHECK(CountLines(first, "gives way") == 1);
     CHECK(receiver->Count() + other->Count() == 40);
 

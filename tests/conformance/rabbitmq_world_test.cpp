@@ -40,6 +40,7 @@ amqp_table_entry_t TextHeader(const char* name, const std::string& value) {
     entry.value.value.bytes = NativeClient::Text(value);
     return entry;
 }
+amqp_table_entry_t TextHeader(const char* name, std::string&& value) = delete;  // which must be kept
 
 amqp_basic_properties_t WithHeader(amqp_table_entry_t& header) {
     amqp_basic_properties_t properties{};
@@ -101,7 +102,8 @@ TEST_CASE("RabbitMQ: a message with the header of a probe is a message", "[rabbi
     const auto receiver = std::make_shared<RecordingReceiver>();
     const auto consumer = client.SubscribeActive(destination, "g", receiver, 1);
     NativeClient native{url};
-    amqp_table_entry_t header = TextHeader("mq-probe", "true");
+    const std::string value = "true";
+    amqp_table_entry_t header = TextHeader("mq-probe", value);
     amqp_basic_properties_t properties = WithHeader(header);
     native.Publish(destination->address, "", "with a body", properties);
     properties._flags |=
@@ -157,7 +159,8 @@ TEST_CASE("RabbitMQ: a message that breaks the connection stops its own subscrip
     const auto stopped = std::make_shared<RecordingReceiver>();
     const auto broken = client.SubscribeActive(bad, "g", stopped);
     NativeClient native{url};
-    amqp_table_entry_t header = TextHeader("breaks", "the connection");
+    const std::string value = "the connection";
+    amqp_table_entry_t header = TextHeader("breaks", value);
     native.Publish(bad->address, "", "unreadable", WithHeader(header));
     REQUIRE(Eventually([&] { return broken->State().phase == Phase::kRefused; }));
     CHECK(Contains(broken->State().standstill, bad->address + ".g"));
