@@ -138,6 +138,10 @@ TEST_CASE("A fence on the old side opens unproved when nothing is settled for it
         CHECK(decide(kPatience, NoAnswer()) == Kind::kWait);
         CHECK(decide(2 * kPatience - 1ms, Left(5)) == Kind::kWait);
     }
+    SECTION("or for as long as anything may stand still") {
+        CHECK(decide(kStandstill - 1ms, NoAnswer()) == Kind::kWait);
+        CHECK(decide(kStandstill, NoAnswer()) == Kind::kOpenUnproved);
+    }
 }
 
 TEST_CASE("A fence before a side that the topic has left", "[fence]") {

@@ -179,11 +179,15 @@ private:
     // Whether the fence waits for one that waits for it: nothing is handled on the other side for so
     // long that no handler is behind it. Only a producer that went back without proof can be the reason
     // for that, and raises its fence on the old side; one on the new side waits as long as it takes.
+    // No answer may mean that a member elsewhere holds what this one waits for, and is waited for as
+    // long as anything may stand still.
     bool WaitsInVain(const FenceView& view) {
         const bool at_work = view.there.outstanding > view.there.held;
         const bool unknown = !view.drain.left && !view.drain.settled_before;
-        if (at_work || unknown) progress_at_ = view.now;
-        return view.side == Side::kOld && view.now - progress_at_ >= view.patience;
+        if (at_work || (std::exchange(unknown_, unknown) && !unknown)) progress_at_ = view.now;
+        const Clock::duration patience =
+            unknown ? std::max<Clock::duration>(view.patience, backend::kStandstill) : view.patience;
+        return view.side == Side::kOld && view.now - progress_at_ >= patience;
     }
 
     void NoteProgress(const FenceView& view) {
@@ -197,6 +201,7 @@ private:
     std::optional<FencePosition> drained_ = {};  // since when the other side looks drained
     Progress progress_ = {};
     std::uint64_t progress_count_ = 0;
+    bool unknown_ = false;  // the last answer was none
     Clock::time_point progress_at_;
 };
 
